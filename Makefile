@@ -1,0 +1,50 @@
+# The two commands: `make run` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+CONFIG ?= config.toml
+VENV := .venv
+# The check's own tools want one fixed Python; any that is there will do.
+CHECK := .venv-check
+
+.PHONY: help run venv test check docs format bench train-demo clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+run: $(VENV)/.installed  ## install into .venv and run the agent (CONFIG=config.toml)
+	@exec $(VENV)/bin/edge-agent run --config $(CONFIG)
+
+venv: $(VENV)/.installed  ## install into .venv and do no more
+
+$(VENV)/.installed: pyproject.toml tools/venv.sh
+	@tools/venv.sh $(VENV) onnx,opencv,demo $(PYTHON)
+
+test:  ## all tests that need no GPU, under every Python from 3.10 to 3.13 that is here
+	@tools/test-packages.sh
+	@tools/test.sh
+
+check: $(CHECK)/.installed  ## format, lint, types, layers, generated documents
+	$(CHECK)/bin/ruff format --check .
+	$(CHECK)/bin/ruff check .
+	$(CHECK)/bin/mypy
+	$(CHECK)/bin/lint-imports
+	$(CHECK)/bin/python -m generate_docs --check
+
+$(CHECK)/.installed: pyproject.toml tools/venv.sh
+	@tools/venv.sh $(CHECK) dev "$$(tools/pythons.sh | sed -n 's/^3.12 //p' | grep . || echo $(PYTHON))"
+
+docs: $(CHECK)/.installed  ## write the generated documents
+	$(CHECK)/bin/python -m generate_docs
+
+format: $(CHECK)/.installed  ## put the code into its format
+	$(CHECK)/bin/ruff format .
+	$(CHECK)/bin/ruff check --fix .
+
+bench: $(CHECK)/.installed  ## what the line costs beside a bare loop
+	$(CHECK)/bin/python benchmarks/line.py
+
+train-demo:  ## train the bundled models again (PyTorch on the CPU, about an hour)
+	@tools/venv.sh .venv-train train $(PYTHON)
+	.venv-train/bin/python -m train_demo
+
+clean:  ## remove what was made here
+	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

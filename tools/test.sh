@@ -1,0 +1,22 @@
+#!/bin/sh
+# The tests under each Python: all of them under the first two, the quick ones under the others.
+set -u
+cd "$(dirname "$0")/.."
+failed=0 count=0
+pythons=$(mktemp)
+trap 'rm -f "$pythons"' EXIT
+tools/pythons.sh >"$pythons"
+while read -r version path <&3; do
+    count=$((count + 1))
+    dir=.venv-test-$version
+    constraints=tests/constraints-$version.txt
+    [ -f "$constraints" ] || constraints=
+    if [ ! -e "$dir/.installed" ] || [ pyproject.toml -nt "$dir/.installed" ]; then
+        tools/venv.sh "$dir" test "$path" "$constraints" || exit 1
+    fi
+    marks="not gpu"
+    [ "$count" -le 2 ] || marks="not gpu and not slow"
+    echo "Python $version: pytest -m '$marks'"
+    "$dir/bin/python" -m pytest -m "$marks" --durations=5 ${PYTEST_ARGS:-} || failed=1
+done 3<"$pythons"
+exit $failed
