@@ -1,0 +1,83 @@
+"""The named ways in which things go wrong; everything else is a bug and may crash.
+
+Each class has a stable `code` that appears in MQTT replies, in logs and in exit statuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+SourceReason = Literal[
+    "auth_failed",
+    "not_found",
+    "timeout",
+    "refused",
+    "device_not_found",
+    "device_busy",
+    "disconnected",
+    "unsupported",
+    "end_of_stream",
+    "error",
+]
+ModelCode = Literal["model_not_found", "model_rejected"]
+CommandCode = Literal["unknown_command", "bad_arguments", "busy", "expired", "retained", "timeout", "not_found"]
+
+
+class EdgeAgentError(Exception):
+    """Root of the errors that the agent knows by name. The text says what to do about it."""
+
+    code: str = "error"
+
+
+class ConfigError(EdgeAgentError):
+    """The configuration cannot be used; `problems` holds one sentence for each thing wrong, `usable` the
+    part of it that could be read, if any."""
+
+    code = "config"
+
+    def __init__(self, *problems: str, usable: Any = None) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = problems
+        self.usable = usable
+
+
+class SourceError(EdgeAgentError):
+    """A camera cannot deliver; the agent backs off and tries again."""
+
+    code = "source"
+
+    def __init__(self, message: str, *, reason: SourceReason = "error") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EndOfStream(SourceError):
+    """A source that ends (a file that does not loop) has ended; there is nothing to retry."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="end_of_stream")
+
+
+class ModelError(EdgeAgentError):
+    """A model cannot be used; the one that runs goes on running."""
+
+    code: ModelCode
+
+    def __init__(self, message: str, *, code: ModelCode = "model_rejected") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineError(EdgeAgentError):
+    """An engine that worked has failed in use."""
+
+    code = "engine"
+
+
+class CommandError(EdgeAgentError):
+    """A command cannot be carried out; the sentence goes into its reply."""
+
+    def __init__(self, message: str, *, code: CommandCode) -> None:
+        super().__init__(message)
+        self.code = code

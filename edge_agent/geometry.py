@@ -1,0 +1,68 @@
+"""Where a source picture lies in a model's input, and the way back. Pure arithmetic.
+
+Coordinates are continuous: pixel (column 0, row 0) covers 0..1, its centre is at (0.5, 0.5); this is
+what `cv2.resize` with linear sampling does too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.data import PreprocessSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The rectangle of a model's input that shows the source picture.
+
+    `left`, `top`, `width`, `height` are whole pixels of the input; a cropped picture has a negative
+    `left` or `top`. The scales are exact for that rectangle, so that nothing is lost to its rounding.
+    """
+
+    source_width: int
+    source_height: int
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def scale_x(self) -> float:
+        return self.width / self.source_width
+
+    @property
+    def scale_y(self) -> float:
+        return self.height / self.source_height
+
+    def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points [..., 2] (or boxes [..., 4]) from source pixels to input pixels."""
+        scale, offset = self._scale_and_offset()
+        moved: NDArray[np.float32] = points.reshape(-1, 2) * scale + offset
+        return moved.reshape(points.shape)
+
+    def to_source(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept inside."""
+        scale, offset = self._scale_and_offset()
+        moved: NDArray[np.float32] = (points.reshape(-1, 2) - offset) / scale
+        np.maximum(moved, 0, out=moved)
+        np.minimum(moved, np.array((self.source_width, self.source_height), np.float32), out=moved)
+        return moved.reshape(points.shape)
+
+    def _scale_and_offset(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.array((self.scale_x, self.scale_y), np.float32), np.array((self.left, self.top), np.float32)
+
+
+def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placement:
+    """Where a picture of this size goes in the input that `spec` describes."""
+    if spec.resize == "stretch":
+        return Placement(source_width, source_height, 0, 0, spec.width, spec.height)
+    ratios = spec.width / source_width, spec.height / source_height
+    ratio = min(ratios) if spec.resize == "letterbox" else max(ratios)
+    width, height = max(1, round(source_width * ratio)), max(1, round(source_height * ratio))
+    if spec.anchor == "top-left":
+        return Placement(source_width, source_height, 0, 0, width, height)
+    left, top = (spec.width - width) // 2, (spec.height - height) // 2
+    return Placement(source_width, source_height, left, top, width, height)

@@ -1,0 +1,302 @@
+"""What waits between the stages: frames on their way to the engine, messages on their way to the broker.
+
+Both are bounded, and both count what they drop and why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edge_agent.config import DropPolicy
+from edge_agent.data import Frame, Message
+
+DropCause = Literal["full", "stale", "shutdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What one camera may keep waiting. `max_staleness_ms` 0: frames never grow stale."""
+
+    max_frames: int = 4
+    max_bytes: int = 64_000_000
+    drop: DropPolicy = "drop_oldest"
+    max_staleness_ms: int = 1000
+
+
+@dataclass(slots=True)
+class _Lane:
+    limits: QueueLimits
+    frames: deque[Frame] = field(default_factory=deque)
+    nbytes: int = 0
+    drops: Counter[DropCause] = field(default_factory=Counter)
+
+    def has_room(self, frame: Frame) -> bool:
+        fits = self.nbytes + frame.image.nbytes <= self.limits.max_bytes
+        return fits and len(self.frames) < self.limits.max_frames
+
+    def append(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        self.nbytes += frame.image.nbytes
+
+    def popleft(self) -> Frame:
+        frame = self.frames.popleft()
+        self.nbytes -= frame.image.nbytes
+        return frame
+
+
+class FrameQueue:
+    """Frames of all cameras, each in a lane of its own; capture threads put, the engine's thread takes.
+
+    `release` is called with every frame that is dropped, from the thread that drops it.
+    """
+
+    def __init__(
+        self,
+        *,
+        release: Callable[[Frame], None] = lambda frame: None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        lock = threading.Lock()
+        self._lock = lock
+        self._has_frames = threading.Condition(lock)
+        self._has_room = threading.Condition(lock)
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._is_closed = False
+        self._is_nudged = False
+        self._release = release
+        self._clock_ns = clock_ns
+
+    def add_camera(self, name: str, limits: QueueLimits) -> None:
+        """Open a lane; `put` takes frames of known cameras only."""
+        with self._lock:
+            self._lanes[name] = _Lane(limits)
+
+    def put(self, frame: Frame) -> bool:
+        """Queue a frame, by its camera's policy; False if this very frame was dropped.
+
+        Never blocks unless the policy is `block`; then until there is room, or until `close`.
+        """
+        dropped: list[Frame] = []
+        with self._lock:
+            lane = self._lanes[frame.camera]
+            accepted = self._make_room(lane, frame, dropped)
+            if accepted:
+                lane.append(frame)
+                self._has_frames.notify()
+            else:
+                dropped.append(frame)
+                lane.drops["shutdown" if self._is_closed else "full"] += 1
+        for lost in dropped:
+            self._release(lost)
+        return accepted
+
+    def take(self, max_batch: int = 1, *, window_s: float = 0.0) -> list[Frame]:
+        """Up to `max_batch` frames, round the cameras in turn. For one thread at a time.
+
+        Waits for the first as long as it takes, and `window_s` at most for the batch to fill. Returns
+        what there is, perhaps nothing, after a `nudge` or `close`.
+        """
+        stale: list[Frame] = []
+        with self._lock:
+            batch = self._pick(max_batch, stale)
+            while not (batch or stale or self._is_closed or self._is_nudged):
+                self._has_frames.wait()
+                batch = self._pick(max_batch, stale)
+            if window_s > 0 and batch:
+                self._fill(batch, max_batch, window_s, stale)
+            self._is_nudged = False
+        for frame in stale:
+            self._release(frame)
+        return batch
+
+    def nudge(self) -> None:
+        """Let a `take` that waits return, since there is something else to do."""
+        with self._lock:
+            self._is_nudged = True
+            self._has_frames.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def close(self) -> None:
+        """Take no more frames in; what waits can still be taken. Frees blocked putters and takers."""
+        with self._lock:
+            self._is_closed = True
+            self._has_room.notify_all()
+            self._has_frames.notify_all()
+
+    def discard(self) -> None:
+        """Drop all that waits, as `shutdown`."""
+        with self._lock:
+            lost = [frame for lane in self._lanes.values() for frame in self._empty(lane)]
+            self._has_room.notify_all()
+        for frame in lost:
+            self._release(frame)
+
+    def drops(self, camera: str) -> Mapping[DropCause, int]:
+        """How many frames of a camera were dropped since the start, by cause."""
+        with self._lock:
+            return dict(self._lanes[camera].drops)
+
+    def waiting(self, camera: str) -> int:
+        """How many frames of a camera wait now."""
+        with self._lock:
+            return len(self._lanes[camera].frames)
+
+    # Below, the lock is held.
+
+    def _make_room(self, lane: _Lane, frame: Frame, dropped: list[Frame]) -> bool:
+        policy = lane.limits.drop
+        while not self._is_closed and not lane.has_room(frame):
+            if frame.image.nbytes > lane.limits.max_bytes or policy == "drop_newest":
+                return False
+            if policy == "block":
+                self._has_room.wait()
+            else:
+                dropped.append(lane.popleft())
+                lane.drops["full"] += 1
+        return not self._is_closed
+
+    def _pick(self, max_batch: int, stale: list[Frame]) -> list[Frame]:
+        batch: list[Frame] = []
+        served = True
+        while served and len(batch) < max_batch:
+            served = False
+            for name in list(self._lanes):
+                lane = self._lanes[name]
+                self._drop_stale(lane, stale)
+                if lane.frames and len(batch) < max_batch:
+                    batch.append(lane.popleft())
+                    self._lanes.move_to_end(name)  # whoever was served goes to the end of the round
+                    served = True
+        if batch or stale:
+            self._has_room.notify_all()
+        return batch
+
+    def _fill(self, batch: list[Frame], max_batch: int, window_s: float, stale: list[Frame]) -> None:
+        until = time.monotonic() + window_s
+        while len(batch) < max_batch and not self._is_closed and (left := until - time.monotonic()) > 0:
+            self._has_frames.wait(left)
+            batch += self._pick(max_batch - len(batch), stale)
+
+    def _drop_stale(self, lane: _Lane, stale: list[Frame]) -> None:
+        limit_ns = lane.limits.max_staleness_ms * 1_000_000
+        if not limit_ns or lane.limits.drop == "block":
+            return
+        oldest = self._clock_ns() - limit_ns
+        while lane.frames and lane.frames[0].captured_mono_ns < oldest:
+            stale.append(lane.popleft())
+            lane.drops["stale"] += 1
+
+    def _empty(self, lane: _Lane) -> list[Frame]:
+        lane.drops["shutdown"] += len(lane.frames)
+        lost = list(lane.frames)
+        lane.frames.clear()
+        lane.nbytes = 0
+        return lost
+
+
+class Outbox:
+    """Messages that wait for the broker; any thread puts, the event loop sends.
+
+    Retained messages keep their latest payload by topic, and are sent again after each connect;
+    replies (QoS 1 and above) come before results; results beyond `max_results` push out the oldest,
+    which is counted. Created on the event loop.
+    """
+
+    def __init__(self, *, max_results: int = 1000, max_replies: int = 1000) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._retained: dict[str, Message] = {}
+        self._unsent: dict[str, None] = {}
+        self._replies: deque[Message] = deque(maxlen=max_replies)
+        self._results: deque[Message] = deque(maxlen=max_results)
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = asyncio.Event()
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._replies) + len(self._results)
+
+    def put(self, message: Message) -> None:
+        """Queue a message in the class it belongs to."""
+        with self._lock:
+            if message.retain:
+                self._retained[message.topic] = message
+                self._unsent[message.topic] = None
+            else:
+                line = self._replies if message.qos else self._results
+                self.dropped += len(line) == line.maxlen
+                line.append(message)
+            self._wake()
+
+    def put_back(self, message: Message) -> None:
+        """Queue a message that could not be sent, ahead of its class, unless a newer one took its place."""
+        with self._lock:
+            if message.retain:
+                self._unsent[message.topic] = None
+            elif message.qos and len(self._replies) < (self._replies.maxlen or 0):
+                self._replies.appendleft(message)
+            else:
+                self.dropped += 1
+            self._wake()
+
+    def resend_retained(self) -> None:
+        """Queue the latest of every retained topic again, for a broker that may have forgotten them."""
+        with self._lock:
+            self._unsent = dict.fromkeys(self._retained)
+            self._wake()
+
+    async def next(self) -> Message | None:
+        """The next message to send, or None once the outbox is closed and empty."""
+        while True:
+            with self._lock:
+                if message := self._pop():
+                    return message
+                if self.closed:
+                    return None
+                waiter = self._waiter = self._loop.create_future()
+            await waiter
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Wait for `close`."""
+        await self._closed.wait()
+
+    def close(self) -> None:
+        """Let `next` end when all is sent; messages are still accepted until then. On the event loop."""
+        self._closed.set()
+        with self._lock:
+            self._wake()
+
+    # Below, the lock is held.
+
+    def _pop(self) -> Message | None:
+        if self._unsent:
+            topic = next(iter(self._unsent))
+            del self._unsent[topic]
+            return self._retained[topic]
+        line = self._replies or self._results
+        return line.popleft() if line else None
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is sent any more
+                self._loop.call_soon_threadsafe(_set, waiter)
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
