@@ -1,0 +1,136 @@
+"""The CPU engine: onnxruntime, which also runs on its other execution providers where they are installed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edge_agent import plugins
+from edge_agent.backends import Ticket
+from edge_agent.config import Table
+from edge_agent.data import Image, ModelFacts, PreprocessSpec, Tensors, TensorSpec
+from edge_agent.errors import ConfigError, EngineError, ModelError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxOptions(Table):
+    """`[backends.onnx]`"""
+
+    threads: Annotated[int, Meta(ge=0)] = 0
+    providers: list[str] = msgspec.field(default_factory=lambda: ["CPUExecutionProvider"])
+
+
+class OnnxEngine:
+    """An onnxruntime session and the input buffers it reads; `collect` follows `submit` at once."""
+
+    Options: ClassVar[type[Table]] = OnnxOptions
+
+    def __init__(self, path: Path, options: OnnxOptions) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ConfigError(plugins.missing(error, needed_by="the backend 'onnx'")) from error
+        there = onnxruntime.get_available_providers()
+        for wanted in options.providers:
+            if wanted not in there:
+                raise ConfigError(
+                    f"backends.onnx.providers: this onnxruntime has no {wanted!r}{plugins.nearest(wanted, there)}"
+                )
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        # Threads that spin between frames would show as CPU load of an idle agent.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), settings, providers=options.providers)
+        except _errors() as error:
+            raise ModelError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+        self.facts = ModelFacts(
+            inputs=tuple(_spec(value) for value in self._session.get_inputs()),
+            outputs=tuple(_spec(value) for value in self._session.get_outputs()),
+            metadata=dict(self._session.get_modelmeta().custom_metadata_map),
+        )
+        self._outputs = [spec.name for spec in self.facts.outputs]
+        self.max_batch = 1
+
+    def prepare(self, spec: PreprocessSpec, *, max_batch: int) -> None:
+        from edge_agent.imaging import Preprocessor
+
+        if len(self.facts.inputs) != 1:
+            names = ", ".join(tensor.name for tensor in self.facts.inputs)
+            raise ModelError(f"the model has {len(self.facts.inputs)} inputs ({names}); this backend feeds one picture")
+        model_input = self.facts.inputs[0]
+        dtype = np.dtype(model_input.dtype)
+        if dtype != np.dtype(spec.dtype):
+            raise ModelError(f"the model wants {model_input.dtype} pictures, the family gives {spec.dtype}")
+        picture = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+        _check_fit(model_input, picture)
+        fixed = model_input.shape[0]
+        self.max_batch = max_batch if fixed is None else fixed
+        self._is_fixed = fixed is not None
+        self._input = np.zeros((self.max_batch, *picture), dtype)
+        self._preprocess = Preprocessor(spec)
+        self._input_name = model_input.name
+
+    def submit(self, images: Sequence[Image]) -> Ticket:
+        began = time.perf_counter()
+        placements = [self._preprocess(image, slot) for image, slot in zip(images, self._input, strict=False)]
+        return Ticket(placements=placements, preprocess_ms=(time.perf_counter() - began) * 1e3)
+
+    def collect(self, ticket: Ticket) -> Tensors:
+        count = len(ticket.placements)
+        batch = self._input if self._is_fixed else self._input[:count]
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(self._outputs, {self._input_name: batch})
+        except _errors() as error:
+            raise EngineError(f"onnxruntime failed in use: {_first_line(error)}") from error
+        return {name: output[:count] for name, output in zip(self._outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        self._session = None
+
+
+Engine = OnnxEngine
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
+    return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
+
+
+def _check_fit(model_input: TensorSpec, picture: tuple[int, ...]) -> None:
+    wanted = model_input.shape[1:]
+    if len(wanted) != 3 or any(a not in (None, b) for a, b in zip(wanted, picture, strict=True)):
+        raise ModelError(
+            f"the model's input {model_input.name!r} is {list(model_input.shape)}, "
+            f"which pictures of {list(picture)} do not fit; set preprocess.size"
+        )
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """The exceptions that onnxruntime raises; they have no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, ValueError, RuntimeError)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""The models the agent knows, and how one is put to work."""
