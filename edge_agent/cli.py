@@ -1,0 +1,135 @@
+"""`edge-agent run | check | version`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from edge_agent import __version__
+from edge_agent.errors import ConfigError, EdgeAgentError
+
+if TYPE_CHECKING:
+    from edge_agent.config import Config
+
+EX_OK, EX_FAILED, EX_CONFIG = 0, 1, 78
+"""Exit statuses: 78 is EX_CONFIG of sysexits.h; systemd does not restart it."""
+
+_OUR_THREADS = ("capture:", "engine", "loader", "chores")
+_GRACE_S = 1.0
+_ONE_SIGNAL_S = 0.25  # timeout(1) and some supervisors signal a process and its group: that is one wish
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The process's exit status is the answer: 0 done, 1 failed, 78 the configuration is wrong."""
+    arguments = _parser().parse_args(argv)
+    status = arguments.act(arguments)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(_OUR_THREADS)]
+    for thread in threads:
+        thread.join(_GRACE_S / len(threads))
+    if left := [thread.name for thread in threads if thread.is_alive()]:
+        # A thread stuck in a driver would hold up the interpreter's end, or crash it by coming back in it.
+        print(f"warning: left behind: {', '.join(left)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-agent", description="Camera frames in, model results out over MQTT.")
+    parser.add_argument("--version", action="version", version=__version__)
+    acts = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, act, text in (
+        ("run", _run, "run until SIGTERM or Ctrl-C"),
+        ("check", _check, "check the configuration, the models and the sources, and start nothing"),
+    ):
+        sub = acts.add_parser(name, help=text, description=text)
+        sub.add_argument("--config", type=Path, default=Path("config.toml"), help="default: config.toml")
+        sub.set_defaults(act=act)
+    acts.add_parser("version", help="print the version").set_defaults(act=_version)
+    return parser
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    print(__version__)
+    return EX_OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from edge_agent import config
+    from edge_agent.check import check
+
+    problems: list[str] = []
+    try:
+        loaded = config.load(arguments.config)
+    except ConfigError as error:
+        problems += error.problems
+        loaded = error.usable
+    if loaded is not None:
+        problems += check(loaded)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        print(f"{arguments.config}: {len(problems)} problem(s)", file=sys.stderr)
+        return EX_CONFIG
+    print(f"{arguments.config}: ok")
+    return EX_OK
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edge_agent import config, logs
+
+    try:
+        loaded = config.load(arguments.config)
+        logs.configure(level=loaded.logging.level, format=loaded.logging.format)
+        asyncio.run(_serve(loaded))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EX_CONFIG
+    except EdgeAgentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EX_FAILED
+    return EX_OK
+
+
+async def _serve(loaded: Config) -> None:
+    from edge_agent import agent
+
+    end = _End(loaded.agent.shutdown_timeout_s)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end.on_signal, number)
+    await agent.run(loaded, end.stop)
+
+
+class _End:
+    """The first signal asks for an orderly end within the time-out, the second ends at once."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.stop = asyncio.Event()
+        self._timeout_s = timeout_s
+        self._asked_at = 0.0
+
+    def on_signal(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if not self.stop.is_set():
+            self._asked_at = now
+            self.stop.set()
+            deadline = threading.Timer(self._timeout_s, _give_up, (self._timeout_s,))
+            deadline.daemon = True
+            deadline.start()
+        elif now - self._asked_at > _ONE_SIGNAL_S:
+            os._exit(128 + number)
+
+
+def _give_up(timeout_s: float) -> None:
+    print(f"error: not stopped within {timeout_s:g} s (agent.shutdown_timeout_s); exiting", file=sys.stderr, flush=True)
+    os._exit(EX_FAILED)

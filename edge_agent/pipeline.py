@@ -1,0 +1,66 @@
+"""The tasks of the line: capture, infer, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edge_agent.camera import Camera
+from edge_agent.data import Frame, Message, Result
+from edge_agent.messages import Topics, encode_result
+from edge_agent.model_slot import ModelSlot
+from edge_agent.queue import FrameQueue
+from edge_agent.snapshots import Snapshots
+from edge_agent.stats import LineStats
+from edge_agent.threads import in_thread
+
+
+async def capture(camera: Camera) -> None:
+    """Frames of one camera into the queue, in a thread of its own, until it is stopped or has ended."""
+    try:
+        await in_thread(f"capture:{camera.name}", camera.run)
+    finally:
+        camera.stop()
+
+
+def infer(
+    frames: FrameQueue,
+    slot: ModelSlot,
+    report: Callable[[Sequence[Result]], None],
+    *,
+    release: Callable[[Frame], None],
+    window_s: float = 0.0,
+) -> None:
+    """The engine's thread: batches from the queue through the model, until the queue is closed and empty.
+
+    Models change between two batches; the last one is closed here, in the thread that ran it.
+    """
+    try:
+        while True:
+            model = slot.current()
+            batch = frames.take(model.max_batch if model else 0, window_s=window_s)
+            if model and batch:
+                report(model.infer(batch))
+                for frame in batch:
+                    release(frame)
+            elif frames.is_closed:
+                return
+    finally:
+        slot.close()
+
+
+class Reporter:
+    """Counts results, publishes them, and shows them to those who wait for a picture. In the engine's thread."""
+
+    def __init__(
+        self, *, topics: Topics, publish: Callable[[Message], None], stats: LineStats, snapshots: Snapshots
+    ) -> None:
+        self._topics = topics
+        self._publish = publish
+        self._stats = stats
+        self._snapshots = snapshots
+
+    def __call__(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self._stats.record(result)
+            self._snapshots.offer(result)
+            self._publish(encode_result(result, self._topics))

@@ -1,0 +1,1 @@
+"""What the machine says of itself. Absent is None, never 0."""

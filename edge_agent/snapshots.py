@@ -1,0 +1,71 @@
+"""Pictures of what a camera and the model see, made when somebody asks and at no cost until then."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from edge_agent.data import Image, Result
+from edge_agent.errors import CommandError
+from edge_agent.threads import OwnerThread
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A JPEG of one frame, and the result that belongs to it."""
+
+    jpeg: bytes
+    result: Result
+
+
+class Snapshots:
+    """Waits for a camera's next result, copies its picture and draws on it in the `chores` thread.
+
+    Results are offered by the engine's thread; all else happens on the event loop, where it is created.
+    """
+
+    def __init__(self, *, chores: OwnerThread, jpeg_quality: int = 85) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._chores = chores
+        self._quality = jpeg_quality
+        self._wanted: dict[str, list[asyncio.Future[tuple[Result, Image]]]] = {}
+
+    def offer(self, result: Result) -> None:
+        """Show a result whose frame's buffer is still there; it is copied only if somebody waits."""
+        if self._wanted.get(result.frame.camera):
+            self._loop.call_soon_threadsafe(self._deliver, result, result.frame.image.copy())
+
+    async def take(self, camera: str, *, annotated: bool = True, timeout_s: float = 5.0) -> Snapshot:
+        """The next picture of a camera. Raises `CommandError` (`timeout`) if no result comes in time."""
+        waiter: asyncio.Future[tuple[Result, Image]] = asyncio.get_running_loop().create_future()
+        self._wanted.setdefault(camera, []).append(waiter)
+        try:
+            result, image = await asyncio.wait_for(waiter, timeout_s)
+        except asyncio.TimeoutError:
+            raise CommandError(
+                f"no frame of {camera} was inferred within {timeout_s:g} s; see its status topic", code="timeout"
+            ) from None
+        finally:
+            if (waiting := self._wanted.get(camera)) and waiter in waiting:
+                waiting.remove(waiter)
+        return Snapshot(await self._chores.call(_picture, result, image, annotated, self._quality), result)
+
+    def _deliver(self, result: Result, image: Image) -> None:
+        for waiter in self._wanted.pop(result.frame.camera, ()):
+            if not waiter.done():
+                waiter.set_result((result, image))
+
+
+def _picture(result: Result, image: Image, annotated: bool, quality: int) -> bytes:
+    from edge_agent import imaging
+
+    if annotated:
+        found = result.prediction
+        image = image.copy()
+        captions = [
+            f"{result.model.labels[class_id]} {score:.2f}"
+            for class_id, score in zip(found.class_ids.tolist(), found.scores.tolist(), strict=True)
+        ]
+        title = f"{result.frame.camera}  #{result.frame.seq}  {result.model.name}  {result.timings.inference_ms:.1f} ms"
+        imaging.annotate(image, found.boxes, captions, found.class_ids.tolist(), title=title)
+    return imaging.encode_jpeg(image, quality=quality)
