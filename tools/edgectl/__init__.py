@@ -1,0 +1,1 @@
+"""The diagnostic CLI; `app.py` lists its commands."""
