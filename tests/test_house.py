@@ -1,0 +1,161 @@
+"""What holds for the whole tree: imports, generated documents, the unit, logs, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import generate_docs
+import pytest
+
+from edge_agent import stats
+from edge_agent._compat import errors_unwrapped
+from edge_agent.backoff import backoff
+from edge_agent.messages import Check
+from edge_agent.stats import CameraFacts, Facts, Rate
+from edge_agent.threads import OwnerThread, in_thread
+from tests import schemas
+from tests.rigs import ROOT, need_program
+
+HEAVY = ("cv2", "onnxruntime", "tensorrt", "torch", "amqtt", "pynvml", "cuda")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["edge_agent", "edge_agent.cli", "edge_agent.agent", "edgectl.app"])
+def test_nothing_heavy_is_imported_before_it_is_needed(module: str) -> None:
+    loaded = python(f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])")
+    assert loaded == ""
+
+
+def test_importing_the_package_takes_no_more_than_150_ms() -> None:
+    code = "import time; t = time.perf_counter(); import edge_agent, edge_agent.cli; print(time.perf_counter() - t)"
+    assert statistics.median(float(python(code)) for _ in range(5)) <= 0.150
+
+
+def test_the_package_imports_where_no_optional_library_is_installed() -> None:
+    blocked = f"import sys; [sys.modules.__setitem__(name, None) for name in {HEAVY!r}];"
+    code = f"{blocked} import edge_agent.agent, edge_agent.sources.rtsp, edge_agent.backends.onnx; print('fine')"
+    assert python(code) == "fine"
+
+
+@pytest.mark.parametrize(("library", "extra"), [("cv2", "opencv"), ("onnxruntime", "onnx")])
+def test_check_says_how_to_install_what_is_missing(library: str, extra: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; from edge_agent.cli import main;"
+        "main(['check', '--config', 'config.toml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert f"'{library}', which is not installed: pip install 'edge-agent[{extra}]'" in done.stderr
+
+
+def test_the_generated_documents_are_up_to_date() -> None:
+    assert schemas.document() == generate_docs.asyncapi()
+
+
+def test_the_unit_passes_systemds_own_check(tmp_path: Path) -> None:
+    program = need_program("systemd-analyze", "systemd")
+    text = (ROOT / "systemd" / "edge-agent.service").read_text()
+    assert "ExecStart=/opt/edge-agent/.venv/bin/edge-agent run" in text
+    unit = tmp_path / "edge-agent.service"
+    runnable = text.replace("/opt/edge-agent/.venv/bin/edge-agent", sys.executable)
+    unit.write_text(runnable.replace("file:/opt/edge-agent/README.md", "man:true(1)"))
+    done = subprocess.run([program, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
+    assert "edge-agent.service" not in done.stderr, done.stderr
+
+
+def test_back_off_doubles_to_its_limit_and_never_knocks_in_step() -> None:
+    waits = [wait for wait, _ in zip(backoff(first_s=1, most_s=8), range(50), strict=False)]
+    for wait, ceiling in zip(waits, [1, 2, 4, 8, 8], strict=False):
+        assert ceiling / 2 <= wait <= ceiling
+    assert max(waits) <= 8
+    assert len(set(waits)) > 40
+
+
+def test_an_owner_thread_runs_calls_in_order_in_one_thread() -> None:
+    async def test() -> None:
+        seen: list[tuple[int, str]] = []
+        with OwnerThread("owner") as owner:
+            calls = [owner.call(lambda i=i: seen.append((i, threading.current_thread().name))) for i in range(20)]
+            await asyncio.gather(*calls)
+            with pytest.raises(ValueError, match="told"):
+                await owner.call(int, "told")
+        assert [i for i, _ in seen] == list(range(20))
+        assert {name for _, name in seen} == {"owner_0"}
+
+    asyncio.run(test())
+
+
+def test_in_thread_hands_on_results_errors_and_cancellation() -> None:
+    async def test() -> None:
+        assert await in_thread("worker", lambda: threading.current_thread().name) == "worker"
+        with pytest.raises(KeyError):
+            await in_thread("worker", lambda: {}["x"])
+        release = threading.Event()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(in_thread("worker", release.wait), 0.01)
+        release.set()
+
+    asyncio.run(test())
+
+
+def test_a_groups_only_error_is_raised_as_itself() -> None:
+    import anyio
+
+    async def fail() -> None:
+        raise KeyError("only")
+
+    async def test() -> None:
+        with pytest.raises(KeyError, match="only"), errors_unwrapped():
+            async with anyio.create_task_group() as outer, anyio.create_task_group() as inner:
+                outer.start_soon(anyio.sleep, 5)
+                inner.start_soon(fail)
+
+    asyncio.run(test())
+
+
+def facts(**changes: object) -> Facts:
+    sound: dict[str, object] = {
+        "broker_connected": True,
+        "broker_error": None,
+        "model_state": "ready",
+        "model_reason": None,
+        "cameras": {"a": CameraFacts("running", result_age_s=0.1)},
+    }
+    return Facts(**{**sound, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "name", "fact"),
+    [
+        ({}, "ok", "broker", "connected"),
+        ({"broker_connected": False, "broker_error": "refused"}, "failed", "broker", "refused"),
+        ({"model_state": "loading"}, "degraded", "model", "loading"),
+        ({"model_state": "failed", "model_reason": "no file"}, "failed", "model", "no file"),
+        ({"cameras": {"a": CameraFacts("backoff", "timeout")}}, "failed", "camera.a", "timeout"),
+        ({"cameras": {"a": CameraFacts("running")}}, "degraded", "camera.a", "no result yet"),
+        ({"cameras": {"a": CameraFacts("running", result_age_s=9)}}, "degraded", "camera.a", "last result 9.0 s ago"),
+        ({"cameras": {"a": CameraFacts("disabled", "end_of_stream")}}, "ok", "camera.a", "end_of_stream"),
+    ],
+)
+def test_health_is_the_worst_of_its_checks_with_the_fact_behind(
+    changes: dict[str, object], state: str, name: str, fact: str
+) -> None:
+    overall, checks = stats.health(facts(**changes), max_result_age_s=5)
+    assert overall == state
+    assert checks[name] == Check(state, fact)  # type: ignore[arg-type]
+
+
+def test_a_rate_is_events_over_time() -> None:
+    now = [100.0]
+    rate = Rate(clock=lambda: now[0])
+    assert rate.update(5) == 0.0
+    now[0] += 2.0
+    assert rate.update(65) == 30.0

@@ -1,0 +1,241 @@
+"""FrameQueue and Outbox: bounds, policies, fairness, and honest counts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from edge_agent.data import Frame, Message
+from edge_agent.queue import FrameQueue, Outbox, QueueLimits
+from tests.rigs import wait_until
+
+
+def frame(camera: str, seq: int, *, size: int = 30, mono_ns: int | None = None) -> Frame:
+    now = time.monotonic_ns() if mono_ns is None else mono_ns
+    return Frame(camera, seq, np.zeros((1, size // 3, 3), np.uint8), 0, now)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("abc"), st.sampled_from((30, 60, 300, 3000))),
+        st.tuples(st.just("take"), st.integers(1, 5), st.just(0)),
+        st.tuples(st.just("wait"), st.integers(1, 500), st.just(0)),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    steps=steps,
+    drop=st.sampled_from(("drop_oldest", "drop_newest")),
+    max_frames=st.integers(1, 5),
+    max_bytes=st.sampled_from((60, 600, 6000)),
+    staleness_ms=st.sampled_from((0, 100)),
+)
+def test_frames_in_equal_frames_out_plus_drops_and_bounds_hold(
+    steps: list[tuple[str, Any, int]], drop: Any, max_frames: int, max_bytes: int, staleness_ms: int
+) -> None:
+    now_ms = 0
+    released: list[Frame] = []
+    queue = FrameQueue(release=released.append, clock_ns=lambda: now_ms * 1_000_000)
+    for name in "abc":
+        queue.add_camera(name, QueueLimits(max_frames, max_bytes, drop, staleness_ms))
+    put: list[Frame] = []
+    taken: list[Frame] = []
+    seq = 0
+    for step, value, size in steps:
+        if step == "put":
+            put.append(frame(value, seq, size=size, mono_ns=now_ms * 1_000_000))
+            seq += 1
+            queue.put(put[-1])
+        elif step == "wait":
+            now_ms += value
+        elif any(queue.waiting(name) for name in "abc"):
+            batch = queue.take(value)  # empty where all that waited was stale
+            assert len(batch) <= value
+            assert not staleness_ms or all(now_ms - f.captured_mono_ns / 1e6 <= staleness_ms for f in batch)
+            taken += batch
+        for name in "abc":
+            assert queue.waiting(name) <= max_frames
+    for name in "abc":
+        ours = [f.seq for f in taken if f.camera == name]
+        assert ours == sorted(ours), "order within a camera is kept"
+        dropped = sum(queue.drops(name).values())
+        assert len([f for f in put if f.camera == name]) == len(ours) + dropped + queue.waiting(name)
+        assert len([f for f in released if f.camera == name]) == dropped
+    queue.close()
+    queue.discard()
+    assert len(put) == len(taken) + len(released)
+
+
+def test_a_frame_larger_than_the_bound_is_dropped_whatever_the_policy() -> None:
+    queue = FrameQueue()
+    for drop in ("drop_oldest", "drop_newest", "block"):
+        queue.add_camera(drop, QueueLimits(max_bytes=100, drop=drop))
+        assert not queue.put(frame(drop, 0, size=300))
+        assert queue.drops(drop) == {"full": 1}
+
+
+def test_a_fast_camera_starves_nobody() -> None:
+    queue = FrameQueue()
+    for name in ("fast", "slow", "other"):
+        queue.add_camera(name, QueueLimits(max_frames=100))
+    for seq in range(50):
+        queue.put(frame("fast", seq))
+    queue.put(frame("slow", 0))
+    queue.put(frame("other", 0))
+    first = [queue.take()[0].camera for _ in range(3)]
+    assert sorted(first) == ["fast", "other", "slow"]
+    for seq in range(1, 3):
+        queue.put(frame("slow", seq))
+    assert sorted(f.camera for f in queue.take(4)) == ["fast", "fast", "slow", "slow"]
+
+
+def test_block_waits_for_room_and_is_freed_by_close() -> None:
+    queue = FrameQueue()
+    queue.add_camera("file", QueueLimits(max_frames=2, drop="block", max_staleness_ms=1))
+    outcomes: list[bool] = []
+
+    def produce() -> None:
+        outcomes.extend(queue.put(frame("file", seq)) for seq in range(6))
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    taken = [queue.take()[0].seq for _ in range(3)]
+    wait_until(lambda: queue.waiting("file") == 2)
+    queue.close()
+    producer.join()
+    rest = [f.seq for f in queue.take(10)]
+    assert taken + rest == [0, 1, 2, 3, 4]
+    assert outcomes == [True] * 5 + [False]
+    assert queue.drops("file") == {"shutdown": 1}
+    assert queue.take() == []
+
+
+def test_take_wakes_up_for_a_frame_put_by_another_thread() -> None:
+    queue = FrameQueue()
+    queue.add_camera("a", QueueLimits())
+    with ThreadPoolExecutor(1) as other:
+        taking = other.submit(queue.take)
+        queue.put(frame("a", 0))
+        assert [f.seq for f in taking.result(5)] == [0]
+        taking = other.submit(queue.take, 0)
+        queue.put(frame("a", 1))
+        queue.nudge()
+        assert taking.result(5) == []
+        assert other.submit(queue.take).result(5)[0].seq == 1
+
+
+def test_the_window_lets_a_batch_fill() -> None:
+    queue = FrameQueue()
+    queue.add_camera("a", QueueLimits(max_frames=10))
+    queue.put(frame("a", 0))
+    with ThreadPoolExecutor(1) as other:
+        taking = other.submit(queue.take, 3, window_s=10.0)
+        wait_until(lambda: queue.waiting("a") == 0)
+        for seq in (1, 2):
+            queue.put(frame("a", seq))
+        assert [f.seq for f in taking.result(5)] == [0, 1, 2]
+    queue.put(frame("a", 3))
+    assert [f.seq for f in queue.take(3, window_s=0.01)] == [3]
+
+
+def test_many_threads_lose_nothing() -> None:
+    queue = FrameQueue()
+    names = [f"c{i}" for i in range(4)]
+    for name in names:
+        queue.add_camera(name, QueueLimits(max_frames=3, drop="block"))
+
+    def produce(name: str) -> None:
+        for seq in range(200):
+            queue.put(frame(name, seq))
+
+    threads = [threading.Thread(target=produce, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    taken: dict[str, list[int]] = {name: [] for name in names}
+    while sum(map(len, taken.values())) < 800:
+        for f in queue.take(4):
+            taken[f.camera].append(f.seq)
+    for thread in threads:
+        thread.join()
+    assert all(seqs == list(range(200)) for seqs in taken.values())
+
+
+def message(topic: str, payload: bytes = b"", *, qos: int = 0, retain: bool = False) -> Message:
+    return Message(topic, payload, qos, retain)
+
+
+def test_outbox_drops_the_oldest_result_and_counts_it() -> None:
+    async def test() -> None:
+        outbox = Outbox(max_results=3)
+        for i in range(5):
+            outbox.put(message("results", b"%d" % i))
+        outbox.close()
+        sent = [m.payload for m in iter([await outbox.next() for _ in range(3)]) if m]
+        assert sent == [b"2", b"3", b"4"]
+        assert outbox.dropped == 2
+        assert await outbox.next() is None
+
+    run(test)
+
+
+def test_outbox_sends_retained_state_first_then_replies_then_results() -> None:
+    async def test() -> None:
+        outbox = Outbox()
+        outbox.put(message("results"))
+        outbox.put(message("reply", qos=1))
+        outbox.put(message("status", b"old", qos=1, retain=True))
+        outbox.put(message("status", b"new", qos=1, retain=True))
+        sent = [await outbox.next() for _ in range(3)]
+        assert [(m.topic, m.payload) for m in sent if m] == [("status", b"new"), ("reply", b""), ("results", b"")]
+        outbox.resend_retained()
+        again = await outbox.next()
+        assert again is not None
+        assert again.payload == b"new"
+
+    run(test)
+
+
+@pytest.mark.parametrize(("qos", "kept"), [(0, False), (1, True)])
+def test_outbox_takes_back_what_could_not_be_sent_unless_it_is_a_result(qos: int, kept: bool) -> None:
+    async def test() -> None:
+        outbox = Outbox()
+        outbox.put(message("first", qos=qos))
+        outbox.put(message("second", qos=qos))
+        first = await outbox.next()
+        assert first is not None
+        outbox.put_back(first)
+        following = await outbox.next()
+        assert following is not None
+        assert following.topic == ("first" if kept else "second")
+        assert outbox.dropped == (0 if kept else 1)
+
+    run(test)
+
+
+def test_outbox_next_waits_for_a_message() -> None:
+    async def test() -> None:
+        outbox = Outbox()
+        waiting = asyncio.ensure_future(outbox.next())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        outbox.put(message("results"))
+        got = await waiting
+        assert got is not None
+
+    run(test)
