@@ -7,6 +7,7 @@ the last frames become results and the last results, and `offline`, reach the br
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -53,6 +54,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
                 await _first(agent.has_tried_its_model, stop)
                 if not stop.is_set():
                     async with agent.capturing():
+                        _settle_heap()
                         agent.announce_running()
                         await stop.wait()
                         agent.announce_stopping()
@@ -272,6 +274,13 @@ def _limits(camera: CameraOptions, queue: QueueOptions, *, is_live: bool) -> Que
         drop=camera.drop or (queue.drop if is_live else "block"),
         max_staleness_ms=stale,
     )
+
+
+def _settle_heap() -> None:
+    """Take what was built at the start out of the garbage collector's sight: it stays, and walking it all again
+    at every full collection would hold up the event loop for tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def _write(path: Path, shot: Snapshot, camera: str) -> None:
