@@ -21,9 +21,10 @@ from edge_agent import messages
 from edge_agent._compat import errors_unwrapped
 from edge_agent.broker import embedded_broker
 from edge_agent.camera import Camera
+from edge_agent.cameras import Cameras
 from edge_agent.check import Parts, gather
 from edge_agent.commands import Dispatcher
-from edge_agent.config import CameraOptions, Config, MqttOptions, QueueOptions
+from edge_agent.config import Config, MqttOptions
 from edge_agent.data import Frame, Message
 from edge_agent.errors import CommandError, EngineError, ModelError
 from edge_agent.frames import FramePool
@@ -31,8 +32,8 @@ from edge_agent.messages import Topics
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.mqtt import Link
-from edge_agent.pipeline import Reporter, capture, infer
-from edge_agent.queue import FrameQueue, Outbox, QueueLimits
+from edge_agent.pipeline import Reporter, infer
+from edge_agent.queue import FrameQueue, Outbox
 from edge_agent.reports import Reports
 from edge_agent.sdnotify import notify
 from edge_agent.sensors.host import HostSensor
@@ -70,12 +71,17 @@ class Agent:
         self._config = config
         self._parts = parts
         self._chores = chores
-        self._loop = asyncio.get_running_loop()
         self._pool = FramePool()
         self._frames = FrameQueue(release=self._release)
-        self._cameras = {name: self._camera(name, options) for name, options in config.cameras.items()}
         self._outbox = Outbox(max_results=config.mqtt.max_queued_results)
         self._stats = LineStats()
+        self._cameras = Cameras(
+            frames=self._frames,
+            pool=self._pool,
+            queue=config.queue,
+            on_change=self._on_camera_change,
+            on_removed=self._on_camera_removed,
+        )
         self.slot = ModelSlot(self._load, loader=loader, nudge=self._frames.nudge, on_change=self._on_model_change)
         self.snapshots = Snapshots(chores=chores, jpeg_quality=config.snapshots.jpeg_quality)
         self._commands = Dispatcher(self)
@@ -98,12 +104,12 @@ class Agent:
             stats=self._stats,
             interval_s=config.stats.interval_s,
         )
+        for name, options in config.cameras.items():
+            self._cameras.add(name, options, parts.sources[name])
 
     @asynccontextmanager
     async def linked(self) -> AsyncIterator[None]:
         """Connected to the broker, or trying; at the end all that waits is sent, then `offline`."""
-        for camera in self._cameras.values():
-            self._reports.publish_camera(camera)
         async with anyio.create_task_group() as tasks:
             finished = _start(tasks, self._link.run)
             try:
@@ -140,23 +146,19 @@ class Agent:
     @asynccontextmanager
     async def capturing(self) -> AsyncIterator[None]:
         """Every enabled camera in its thread; at the end they stop, and a stuck one is left behind."""
-        cameras = [camera for name, camera in self._cameras.items() if self._config.cameras[name].enabled]
         async with anyio.create_task_group() as tasks:
-            finished = {camera.name: _start(tasks, partial(capture, camera)) for camera in cameras}
             tasks.start_soon(self._report_regularly)
             if self._config.snapshots.on_start:
-                for camera in cameras:
-                    tasks.start_soon(self._write_first_picture, camera.name)
+                for name, options in self._config.cameras.items():
+                    if options.enabled:
+                        tasks.start_soon(self._write_first_picture, name)
             try:
-                yield
+                async with self._cameras.running(timeout_s=self._share(0.3)):
+                    try:
+                        yield
+                    finally:
+                        self._frames.close()
             finally:
-                for camera in cameras:
-                    camera.stop()
-                self._frames.close()
-                with anyio.CancelScope(shield=True):
-                    late = [name for name, event in finished.items() if not await _ended(event, self._share(0.3))]
-                if late:
-                    log.warning("camera.left_behind", cameras=late)
                 tasks.cancel_scope.cancel()
 
     def announce_running(self) -> None:
@@ -192,14 +194,6 @@ class Agent:
 
     # The line
 
-    def _camera(self, name: str, options: CameraOptions) -> Camera:
-        source = self._parts.sources[name]
-        self._frames.add_camera(name, _limits(options, self._config.queue, is_live=source.is_live))
-        camera = Camera(name, source, frames=self._frames, pool=self._pool, on_change=self._on_camera_change)
-        if not options.enabled:
-            camera.disable()
-        return camera
-
     def _release(self, frame: Frame) -> None:
         self._pool.give(frame.image)
 
@@ -230,11 +224,10 @@ class Agent:
         self._reports.publish_models()
 
     def _on_camera_change(self, camera: Camera) -> None:
-        """Called in the camera's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._reports.publish_camera, camera)
-        except RuntimeError:  # the loop has ended and left this thread behind
-            log.debug("camera.left_behind", camera=camera.name)
+        self._reports.publish_camera(camera)
+
+    def _on_camera_removed(self, name: str) -> None:
+        self._reports.forget_camera(name)
 
     async def _report_regularly(self) -> None:
         host = await self._chores.call(HostSensor)
@@ -264,16 +257,6 @@ class Agent:
 
 def _broker(options: MqttOptions) -> AbstractAsyncContextManager[None]:
     return embedded_broker(options.host, options.port) if options.embedded else nullcontext()
-
-
-def _limits(camera: CameraOptions, queue: QueueOptions, *, is_live: bool) -> QueueLimits:
-    stale = queue.max_staleness_ms if camera.max_staleness_ms is None else camera.max_staleness_ms
-    return QueueLimits(
-        max_frames=camera.max_frames or queue.max_frames,
-        max_bytes=int(queue.max_mb * 1e6),
-        drop=camera.drop or (queue.drop if is_live else "block"),
-        max_staleness_ms=stale,
-    )
 
 
 def _settle_heap() -> None:

@@ -126,6 +126,11 @@ class CameraOptions(Table):
 
     source: str
     enabled: bool = True
+    isolation: Literal["thread", "process"] = "thread"
+    open_timeout_s: Positive = 10.0
+    stall_timeout_s: Positive = 5.0
+    frozen_timeout_s: Annotated[float, Meta(ge=0)] = 60.0
+    backoff_max_s: Positive = 30.0
     drop: DropPolicy | None = None
     max_frames: Count | None = None
     max_staleness_ms: Annotated[int, Meta(ge=0)] | None = None

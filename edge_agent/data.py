@@ -29,14 +29,6 @@ class VideoFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """One picture as a source hands it over; `captured_at_ns` is wall time since the epoch."""
-
-    image: Image
-    captured_at_ns: int
-
-
-@dataclass(frozen=True, slots=True)
 class Frame:
     """One picture of one camera. `seq` counts every captured frame, dropped ones too, from 0.
 

@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 SourceReason = Literal[
-    "auth_failed",
-    "not_found",
-    "timeout",
-    "refused",
+    "auth_failed",  # user or password is wrong or missing
+    "not_found",  # no such host, path or file
+    "timeout",  # it does not answer, or does not open in time
+    "tls",  # no trusted encrypted connection
+    "unsupported",  # cannot be played here: a library, a format or a setting
+    "unsupported_codec",  # the stream's codec cannot be decoded
+    "refused",  # nothing listens there
     "device_not_found",
-    "device_busy",
-    "disconnected",
-    "unsupported",
+    "device_busy",  # another program has it
+    "disconnected",  # the connection or the device went away
+    "stalled",  # it sends nothing, or nothing that is fresh
+    "frozen",  # it sends the same picture again and again
     "end_of_stream",
     "error",
 ]

@@ -139,20 +139,40 @@ class Drops(Struct, frozen=True):
 
     full: int = 0
     stale: int = 0
+    frozen: int = 0
     shutdown: int = 0
 
 
+class Connection(Struct, frozen=True):
+    """How good a camera's connection is: `nominal_fps` is what the camera says it sends, `fps_last_hour` what
+    it sent (outages included), `jitter_ms` the standard deviation of the time between two pictures over the
+    last hour, `first_frame_ms` from the last connecting to its first picture, `last_reason` why it was last lost."""
+
+    nominal_fps: float | None
+    fps_last_hour: float | None
+    jitter_ms: float | None
+    reconnects_last_hour: int
+    stalls_last_hour: int
+    reconnects: int
+    stalls: int
+    threads_left_behind: int
+    first_frame_ms: float | None
+    last_reason: str | None
+
+
 class CameraStats(Struct, frozen=True):
-    """Counters since the start; rates over the last interval."""
+    """Counters since the start; rates over the last interval. `skipped` pictures were not wanted (`fps`);
+    `captured` is `inferred` and all `drops`, and what is on its way."""
 
     captured: int
     inferred: int
     published: int
     drops: Drops
+    skipped: int
     waiting: int
     captured_fps: float
     inferred_fps: float
-    reconnects: int
+    connection: Connection
 
 
 class ProcessStats(Struct, frozen=True):

@@ -1,25 +1,15 @@
-"""The tasks of the line: capture, infer, report."""
+"""The line itself: frames from the queue through the model into results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edge_agent.camera import Camera
 from edge_agent.data import Frame, Message, Result
 from edge_agent.messages import Topics, encode_result
 from edge_agent.model_slot import ModelSlot
 from edge_agent.queue import FrameQueue
 from edge_agent.snapshots import Snapshots
 from edge_agent.stats import LineStats
-from edge_agent.threads import in_thread
-
-
-async def capture(camera: Camera) -> None:
-    """Frames of one camera into the queue, in a thread of its own, until it is stopped or has ended."""
-    try:
-        await in_thread(f"capture:{camera.name}", camera.run)
-    finally:
-        camera.stop()
 
 
 def infer(

@@ -17,7 +17,10 @@ from typing import Literal
 from edge_agent.config import DropPolicy
 from edge_agent.data import Frame, Message
 
-DropCause = Literal["full", "stale", "shutdown"]
+DropCause = Literal["full", "stale", "frozen", "shutdown"]
+
+_LOOK_S = 0.2  # how often a blocked putter looks whether its frame is still wanted
+_NEVER = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +77,49 @@ class FrameQueue:
         self._clock_ns = clock_ns
 
     def add_camera(self, name: str, limits: QueueLimits) -> None:
-        """Open a lane; `put` takes frames of known cameras only."""
+        """Open a lane, or change the limits of one; `put` takes frames of known cameras only."""
         with self._lock:
-            self._lanes[name] = _Lane(limits)
+            if lane := self._lanes.get(name):
+                lane.limits = limits
+            else:
+                self._lanes[name] = _Lane(limits)
+            self._has_room.notify_all()
 
-    def put(self, frame: Frame) -> bool:
+    def remove_camera(self, name: str) -> None:
+        """Close a lane; what waits in it is dropped."""
+        with self._lock:
+            lane = self._lanes.pop(name, None)
+            lost = self._empty(lane) if lane else []
+            self._has_room.notify_all()
+        for frame in lost:
+            self._release(frame)
+
+    def is_stale(self, camera: str, captured_mono_ns: int) -> bool:
+        """Whether a picture captured then would be too old to be queued."""
+        with self._lock:
+            lane = self._lanes.get(camera)
+            return lane is not None and captured_mono_ns < self._oldest(lane)
+
+    def count_drop(self, camera: str, cause: DropCause) -> None:
+        """A captured picture was dropped before it was queued."""
+        with self._lock:
+            if lane := self._lanes.get(camera):
+                lane.drops[cause] += 1
+
+    def put(self, frame: Frame, *, is_wanted: Callable[[], bool] = lambda: True) -> bool:
         """Queue a frame, by its camera's policy; False if this very frame was dropped.
 
-        Never blocks unless the policy is `block`; then until there is room, or until `close`.
+        Never blocks unless the policy is `block`; then until there is room, or until `close`, or until
+        `is_wanted` turns false (a frame that is no longer wanted is dropped as `shutdown`).
         """
         dropped: list[Frame] = []
         with self._lock:
-            lane = self._lanes[frame.camera]
-            accepted = self._make_room(lane, frame, dropped)
+            accepted = self._make_room(frame, dropped, is_wanted)
             if accepted:
-                lane.append(frame)
+                self._lanes[frame.camera].append(frame)
                 self._has_frames.notify()
             else:
                 dropped.append(frame)
-                lane.drops["shutdown" if self._is_closed else "full"] += 1
         for lost in dropped:
             self._release(lost)
         return accepted
@@ -144,26 +171,33 @@ class FrameQueue:
     def drops(self, camera: str) -> Mapping[DropCause, int]:
         """How many frames of a camera were dropped since the start, by cause."""
         with self._lock:
-            return dict(self._lanes[camera].drops)
+            lane = self._lanes.get(camera)
+            return dict(lane.drops) if lane else {}
 
     def waiting(self, camera: str) -> int:
         """How many frames of a camera wait now."""
         with self._lock:
-            return len(self._lanes[camera].frames)
+            lane = self._lanes.get(camera)
+            return len(lane.frames) if lane else 0
 
     # Below, the lock is held.
 
-    def _make_room(self, lane: _Lane, frame: Frame, dropped: list[Frame]) -> bool:
-        policy = lane.limits.drop
-        while not self._is_closed and not lane.has_room(frame):
-            if frame.image.nbytes > lane.limits.max_bytes or policy == "drop_newest":
+    def _make_room(self, frame: Frame, dropped: list[Frame], is_wanted: Callable[[], bool]) -> bool:
+        while (lane := self._lanes.get(frame.camera)) is not None:
+            if self._is_closed or not is_wanted():
+                lane.drops["shutdown"] += 1
                 return False
-            if policy == "block":
-                self._has_room.wait()
+            if lane.has_room(frame):
+                return True
+            if frame.image.nbytes > lane.limits.max_bytes or lane.limits.drop == "drop_newest":
+                lane.drops["full"] += 1
+                return False
+            if lane.limits.drop == "block":
+                self._has_room.wait(_LOOK_S)
             else:
                 dropped.append(lane.popleft())
                 lane.drops["full"] += 1
-        return not self._is_closed
+        return False
 
     def _pick(self, max_batch: int, stale: list[Frame]) -> list[Frame]:
         batch: list[Frame] = []
@@ -188,13 +222,15 @@ class FrameQueue:
             batch += self._pick(max_batch - len(batch), stale)
 
     def _drop_stale(self, lane: _Lane, stale: list[Frame]) -> None:
-        limit_ns = lane.limits.max_staleness_ms * 1_000_000
-        if not limit_ns or lane.limits.drop == "block":
-            return
-        oldest = self._clock_ns() - limit_ns
+        oldest = self._oldest(lane)
         while lane.frames and lane.frames[0].captured_mono_ns < oldest:
             stale.append(lane.popleft())
             lane.drops["stale"] += 1
+
+    def _oldest(self, lane: _Lane) -> int:
+        """The capture time (monotonic ns) before which frames of a lane are stale."""
+        limit_ns = lane.limits.max_staleness_ms * 1_000_000
+        return self._clock_ns() - limit_ns if limit_ns and lane.limits.drop != "block" else _NEVER
 
     def _empty(self, lane: _Lane) -> list[Frame]:
         lane.drops["shutdown"] += len(lane.frames)

@@ -50,10 +50,7 @@ class Reports:
         self._interval_s = interval_s
         self._state: AgentState = "starting"
         self._started_ns = time.time_ns()
-        self._rates = {name: (Rate(), Rate()) for name in cameras}
-        for captured, inferred in self._rates.values():
-            captured.update(0)
-            inferred.update(0)
+        self._rates: dict[str, tuple[Rate, Rate]] = {}
 
     def enter(self, state: AgentState) -> None:
         """The agent itself has come to a new state."""
@@ -82,6 +79,13 @@ class Reports:
             fps=shown.fps if shown else None,
         )
         self._publish(messages.retained(self._topics.camera(camera.name, "status"), status))
+        self.publish_state()
+
+    def forget_camera(self, name: str) -> None:
+        """A camera is gone: nothing of it stays on the broker."""
+        self._rates.pop(name, None)
+        self._stats.forget(name)
+        self._publish(Message(self._topics.camera(name, "status"), b"", qos=1, retain=True))
         self.publish_state()
 
     def publish_stats(self, process: ProcessStats) -> None:
@@ -126,7 +130,7 @@ class Reports:
         cameras = {
             name: CameraFacts(
                 phase=camera.state.phase,
-                reason=camera.state.reason,
+                reason=camera.trouble or camera.state.reason,
                 result_age_s=now - last[name] if name in last else None,
             )
             for name, camera in self._cameras.items()
@@ -172,15 +176,28 @@ class Reports:
         )
 
     def _camera_stats(self, name: str, camera: Camera) -> messages.CameraStats:
-        captured, inferred = self._rates[name]
-        done = self._stats.inferred.get(name, 0)
+        captured, inferred = self._rates.setdefault(name, (Rate.from_zero(), Rate.from_zero()))
+        done, quality = self._stats.inferred.get(name, 0), camera.quality
+        hour = quality.last_hour()
         return messages.CameraStats(
-            captured=camera.captured,
+            captured=quality.captured,
             inferred=done,
             published=self._link.sent[self._topics.camera(name, "results")],
             drops=messages.Drops(**{str(cause): count for cause, count in self._frames.drops(name).items()}),
+            skipped=quality.skipped,
             waiting=self._frames.waiting(name),
-            captured_fps=captured.update(camera.captured),
+            captured_fps=captured.update(quality.captured),
             inferred_fps=inferred.update(done),
-            reconnects=camera.reconnects,
+            connection=messages.Connection(
+                nominal_fps=quality.nominal_fps,
+                fps_last_hour=hour.fps,
+                jitter_ms=hour.jitter_ms,
+                reconnects_last_hour=hour.reconnects,
+                stalls_last_hour=hour.stalls,
+                reconnects=quality.reconnects,
+                stalls=quality.stalls,
+                threads_left_behind=quality.abandoned,
+                first_frame_ms=quality.first_frame_ms,
+                last_reason=quality.last_reason,
+            ),
         )

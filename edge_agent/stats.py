@@ -34,6 +34,11 @@ class LineStats:
         for stage in STAGES:
             self._stages[stage].append(getattr(timings, f"{stage}_ms"))
 
+    def forget(self, camera: str) -> None:
+        """A camera is gone; one of its name that comes later starts anew."""
+        for counts in (self.inferred, self.detections, self.last_result):
+            counts.pop(camera, None)
+
     def stages_ms(self) -> dict[str, Percentiles]:
         """Percentiles over the last 1000 frames."""
         return {stage: percentiles(list(samples)) for stage, samples in self._stages.items()}
@@ -46,6 +51,13 @@ class Rate:
     clock: Callable[[], float] = time.monotonic
     _at: float | None = None
     _count: int = 0
+
+    @classmethod
+    def from_zero(cls) -> Rate:
+        """A rate of a counter that is at 0 now."""
+        rate = cls()
+        rate.update(0)
+        return rate
 
     def update(self, count: int) -> float:
         """The rate since the last call; 0 at the first."""

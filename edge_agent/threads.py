@@ -1,4 +1,4 @@
-"""One named thread that owns one blocking resource, called from the event loop."""
+"""Named threads that own one blocking resource each."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class OwnerThread:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
+def spawn(name: str, work: Callable[[], None]) -> None:
+    """Run `work` in a thread of its own, which does not keep the process from ending."""
+    threading.Thread(target=work, name=name, daemon=True).start()
+
+
 async def in_thread(name: str, work: Callable[[], R]) -> R:
     """What `work()` returns or raises, run in a thread of its own.
 
@@ -66,5 +71,5 @@ async def in_thread(name: str, work: Callable[[], R]) -> R:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(tell, result, failure)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    spawn(name, run)
     return await done

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edge_agent import plugins
-from edge_agent.data import Captured, Image, VideoFormat
+from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import SourceError
 
 if TYPE_CHECKING:
     import cv2
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # OpenCV's only way to reach FFmpeg's own options
-_environment = threading.Lock()
 
 
 def problems(needed_by: str) -> Sequence[str]:
@@ -26,6 +25,20 @@ def problems(needed_by: str) -> Sequence[str]:
     except ImportError as error:
         return [plugins.missing(error, needed_by=needed_by)]
     return []
+
+
+def verifies_tls() -> bool:
+    """Whether this OpenCV's FFmpeg heeds `tls_verify` for RTSP as well; it does from 4.13 on."""
+    import cv2
+
+    return tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 13)
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer."""
+    import cv2
+
+    return cv2.CAP_GSTREAMER in cv2.videoio_registry.getBackends()
 
 
 class Capture:
@@ -46,15 +59,8 @@ class Capture:
 
         _quieten()
         flat = [int(number) for name, value in parameters.items() for number in (getattr(cv2, name), value)]
-        with _environment:
-            before = os.environ.get(_FFMPEG_OPTIONS)
-            if ffmpeg_options:
-                os.environ[_FFMPEG_OPTIONS] = ffmpeg_options
-            try:
-                capture = cv2.VideoCapture(target, getattr(cv2, api), flat)
-            finally:
-                if ffmpeg_options:
-                    _restore(_FFMPEG_OPTIONS, before)
+        with _options_in_environment(ffmpeg_options):
+            capture = cv2.VideoCapture(target, getattr(cv2, api), flat)
         if not capture.isOpened():
             capture.release()
             return None
@@ -71,12 +77,21 @@ class Capture:
             fps=fps if 0 < fps < 1000 else None,
         )
 
-    def read(self, into: Image) -> Captured | None:
-        """The next picture, in `into` if its shape fits; None at the end or on a failure."""
-        ok, image = self._capture.read(into)
-        if not ok:
-            return None
-        return Captured(image=image, captured_at_ns=time.time_ns())  # type: ignore[arg-type]
+    def grab(self) -> bool:
+        """Take the next picture off the stream; False at the end or on a failure."""
+        return self._capture.grab()
+
+    def stream_s(self) -> float | None:
+        """The grabbed picture's time by the stream's own clock, in seconds; None where it has none."""
+        import cv2
+
+        milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        return milliseconds / 1e3 if milliseconds > 0 else None
+
+    def retrieve(self, into: Image) -> Image | None:
+        """The grabbed picture, in `into` if its shape fits; None if it cannot be had."""
+        ok, image = self._capture.retrieve(into)
+        return image if ok else None  # type: ignore[return-value]
 
     def close(self) -> None:
         self._capture.release()
@@ -88,6 +103,39 @@ def _quieten() -> None:
 
     set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     set_level(2)  # errors only
+
+
+class _OptionsInEnvironment:
+    """The variable holds what whoever opens a stream wants; those who want the same may open at a time, so that
+    one camera that takes long to open does not keep its likes waiting."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._value: str | None = None
+        self._users = 0
+
+    @contextmanager
+    def __call__(self, value: str) -> Iterator[None]:
+        if not value:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users or self._value == value)
+            if not self._users:
+                self._before = os.environ.get(_FFMPEG_OPTIONS)
+            self._users, self._value = self._users + 1, value
+            os.environ[_FFMPEG_OPTIONS] = value
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    _restore(_FFMPEG_OPTIONS, self._before)
+                    self._changed.notify_all()
+
+
+_options_in_environment = _OptionsInEnvironment()
 
 
 def _restore(name: str, value: str | None) -> None:

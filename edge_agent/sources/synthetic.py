@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from edge_agent import plugins
 from edge_agent.config import CameraOptions, Positive, Share
-from edge_agent.data import Captured, Image, VideoFormat
+from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import SourceError
 from edge_agent.sources import PaceName
 from edge_agent.sources._pace import Pace
@@ -68,13 +68,16 @@ class SyntheticSource:
         self._pace = Pace(o.fps) if self.is_live else None
         return VideoFormat(width=o.width, height=o.height, fps=o.fps if self.is_live else None)
 
-    def read(self, into: Image) -> Captured | None:
-        assert self._world is not None, "open() comes first"
+    def grab(self) -> int | None:
         if self._pace and not self._pace.is_due():
             return None
-        self._world.draw(self._index, into)
         self._index += 1
-        return Captured(image=into, captured_at_ns=time.time_ns())
+        return time.monotonic_ns()
+
+    def retrieve(self, into: Image) -> Image:
+        assert self._world is not None, "open() comes first"
+        self._world.draw(self._index - 1, into)
+        return into
 
     def close(self) -> None:
         self._world = None
