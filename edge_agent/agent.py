@@ -7,6 +7,7 @@ the last frames become results and the last results, and `offline`, reach the br
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +29,7 @@ from edge_agent.config import Config, MqttOptions
 from edge_agent.data import Frame, Message
 from edge_agent.errors import CommandError, EngineError, ModelError
 from edge_agent.frames import FramePool
+from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.loaded import LoadedModel, open_model
@@ -70,6 +72,7 @@ class Agent:
         self.has_tried_its_model = asyncio.Event()
         self._config = config
         self._parts = parts
+        self._loader = loader
         self._chores = chores
         self._pool = FramePool()
         self._frames = FrameQueue(release=self._release)
@@ -152,14 +155,13 @@ class Agent:
                 for name, options in self._config.cameras.items():
                     if options.enabled:
                         tasks.start_soon(self._write_first_picture, name)
-            try:
-                async with self._cameras.running(timeout_s=self._share(0.3)):
+            with contextlib.closing(await self._loader.call(DeviceWatch)) as devices:
+                async with self._cameras.running(devices, timeout_s=self._share(0.3)):
                     try:
                         yield
                     finally:
                         self._frames.close()
-            finally:
-                tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
 
     def announce_running(self) -> None:
         self._reports.enter("running")

@@ -243,7 +243,8 @@ class Camera:
         elif isinstance(error, SourceError):
             self._back_off(error, now_s)
         else:
-            log.error("camera.bug", camera=self.name, exc_info=error)
+            if self.trouble != "error":  # once is enough
+                log.error("camera.bug", camera=self.name, exc_info=error)
             self._back_off(SourceError(f"{type(error).__name__}: {error}"), now_s)
 
     def _back_off(self, error: SourceError, now_s: float) -> None:

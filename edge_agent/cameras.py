@@ -16,7 +16,7 @@ from edge_agent import sources
 from edge_agent.camera import Camera
 from edge_agent.config import CameraOptions, QueueOptions
 from edge_agent.frames import FramePool
-from edge_agent.hotplug import watch_devices
+from edge_agent.hotplug import DeviceWatch
 from edge_agent.queue import FrameQueue, QueueLimits
 from edge_agent.sources import Source
 from edge_agent.threads import spawn
@@ -106,9 +106,9 @@ class Cameras(Mapping[str, Camera]):
             camera.close()
 
     @asynccontextmanager
-    async def running(self, *, timeout_s: float) -> AsyncIterator[None]:
+    async def running(self, devices: DeviceWatch, *, timeout_s: float) -> AsyncIterator[None]:
         """Every camera in its thread; at the end they stop, and what is stuck is left behind after `timeout_s`."""
-        with watch_devices(self._loop, self._on_device):
+        with devices.telling(self._on_device):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 for camera in self._cameras.values():

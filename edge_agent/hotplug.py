@@ -14,29 +14,42 @@ log = structlog.get_logger()
 DEVICES = "/dev"
 
 
-@contextmanager
-def watch_devices(
-    loop: asyncio.AbstractEventLoop, on_device: Callable[[str], None], *, folder: str = DEVICES
-) -> Iterator[None]:
-    """While inside, `on_device` hears (in the loop) the names in /dev that appear or become accessible.
+class DeviceWatch:
+    """Hears of names in /dev that appear or become accessible: the kernel makes a device with root's
+    permissions, and udev changes them a little later.
 
-    The kernel makes a device with root's permissions and udev changes them a little later: both are told.
+    Making one blocks for a moment (it looks for the C library). Where the system gives no inotify it stays
+    silent, and cameras come back with their back-off.
     """
-    try:
-        inotify = INotify(nonblocking=True)
-        inotify.add_watch(folder, flags.CREATE | flags.ATTRIB | flags.MOVED_TO)
-    except OSError as error:  # no inotify in some sandboxes, or too many watches: back-off alone must do
-        log.warning("hotplug.off", reason=error.strerror)
-        yield
-        return
 
-    def on_readable() -> None:
-        for name in {event.name for event in inotify.read(timeout=0)}:
-            on_device(name)
+    def __init__(self, folder: str = DEVICES) -> None:
+        self._inotify: INotify | None = None
+        try:
+            self._inotify = INotify(nonblocking=True)
+            self._inotify.add_watch(folder, flags.CREATE | flags.ATTRIB | flags.MOVED_TO)
+        except OSError as error:
+            self.close()
+            log.warning("hotplug.off", reason=error.strerror)
 
-    loop.add_reader(inotify.fileno(), on_readable)
-    try:
-        yield
-    finally:
-        loop.remove_reader(inotify.fileno())
-        inotify.close()
+    @contextmanager
+    def telling(self, on_device: Callable[[str], None]) -> Iterator[None]:
+        """While inside, `on_device` hears each name in the running event loop."""
+        if self._inotify is None:
+            yield
+            return
+        inotify, loop = self._inotify, asyncio.get_running_loop()
+
+        def on_readable() -> None:
+            for name in {event.name for event in inotify.read(timeout=0)}:
+                on_device(name)
+
+        loop.add_reader(inotify.fileno(), on_readable)
+        try:
+            yield
+        finally:
+            loop.remove_reader(inotify.fileno())
+
+    def close(self) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None

@@ -18,7 +18,11 @@ def configure(*, level: Level = "info", format: Literal["auto", "console", "json
     final: structlog.typing.Processor
     if console:
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
-        final = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), pad_event_to=28)
+        final = structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(),
+            pad_event_to=28,
+            exception_formatter=structlog.dev.plain_traceback,  # the rich one shows local variables: passwords
+        )
     else:
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
         final = structlog.processors.JSONRenderer()

@@ -67,6 +67,7 @@ class Reports:
 
     def publish_camera(self, camera: Camera) -> None:
         state, shown = camera.state, camera.state.format
+        self._rates.setdefault(camera.name, (Rate.from_zero(), Rate.from_zero()))
         status = messages.CameraStatus(
             schema=SCHEMA_VERSION,
             camera=camera.name,
@@ -176,7 +177,7 @@ class Reports:
         )
 
     def _camera_stats(self, name: str, camera: Camera) -> messages.CameraStats:
-        captured, inferred = self._rates.setdefault(name, (Rate.from_zero(), Rate.from_zero()))
+        captured, inferred = self._rates[name]
         done, quality = self._stats.inferred.get(name, 0), camera.quality
         hour = quality.last_hour()
         return messages.CameraStats(

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 from edge_agent.backends import Ticket
 from edge_agent.backends.fake import FakeEngine
-from edge_agent.data import Captured, Image, Tensors
+from edge_agent.data import Image, Tensors
 from edge_agent.sources.synthetic import SyntheticSource
 
 
 class BuggySource(SyntheticSource):
     """A source with a bug: the error has no name of ours."""
 
-    def read(self, into: Image) -> Captured | None:
-        super().read(into)
+    def grab(self) -> int | None:
+        super().grab()
         raise ZeroDivisionError("a bug")
+
+
+class StuckSource(SyntheticSource):
+    """A source whose driver hangs for ever after a second of pictures."""
+
+    def grab(self) -> int | None:
+        self._grabbed = getattr(self, "_grabbed", 0) + 1
+        if self._grabbed > 30:
+            while True:
+                time.sleep(1)
+        return super().grab()
+
+
+class BuggyEngine(FakeEngine):
+    """An engine with a bug, from its second batch on; the first is its warm-up."""
+
+    def submit(self, images: Sequence[Image]) -> Ticket:
+        self._seen = getattr(self, "_seen", 0) + 1
+        if self._seen > 1:
+            raise ZeroDivisionError("a bug")
+        return super().submit(images)
 
 
 class StuckEngine(FakeEngine):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 SYSTEM_PYTHON = "/usr/bin/python3"
+SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
 DEVICE = "rig"
 
 
@@ -256,27 +258,92 @@ interval_s = 1
 
 
 class RtspServer:
-    """GStreamer's RTSP server, playing a file to each client from its start, at `url`."""
+    """GStreamer's RTSP server at `url`: plays a file to each client from its start, or `live` ("WxH") a
+    picture that all see. It can be killed, frozen and started again on its port."""
 
-    def __init__(self, video: Path) -> None:
-        self.port = free_port()
-        self.url = f"rtsp://127.0.0.1:{self.port}/stream"
+    def __init__(
+        self,
+        video: Path | None = None,
+        *,
+        live: str = "",
+        codec: str = "h264",
+        login: str = "",
+        tls: tuple[Path, Path] | None = None,
+        is_started: bool = True,
+    ) -> None:
         need_gstreamer()
+        self.port = free_port()
+        self.url = f"rtsp{'s' if tls else ''}://127.0.0.1:{self.port}/stream"
+        self._arguments = ["--codec", codec]
+        for name, value in (("--video", video), ("--live", live), ("--login", login)):
+            self._arguments += [name, str(value)] if value else []
+        self._arguments += ["--tls", *map(str, tls)] if tls else []
+        self._process: subprocess.Popen[bytes] | None = None
+        if is_started:
+            self.start()
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
-            [SYSTEM_PYTHON, str(ROOT / "tests" / "rtsp_server.py"), str(self.port), str(video)],
+            [SYSTEM_PYTHON, str(ROOT / "tests" / "rtsp_server.py"), str(self.port), *self._arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline().strip() == b"ready", "the RTSP server did not start"
+        assert self._said() == "ready", "the RTSP server did not start"
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def resize(self, size: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(f"resize {size}\n".encode())
+        self._process.stdin.flush()
+        assert self._said() == "done"
+
+    def kill(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process = None
 
     def __enter__(self) -> RtspServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self.kill()
+
+    def _said(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout.readline().decode().strip()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+def need_gi() -> None:
+    """Skips the test unless this Python can use GStreamer's bindings; those of the system are for its own Python."""
+    need_gstreamer()
+    system = subprocess.run(
+        [SYSTEM_PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+    ).stdout.strip()
+    if system != f"{sys.version_info.major}.{sys.version_info.minor}":
+        pytest.skip(f"python3-gi is there for Python {system} only")
+    if SYSTEM_PACKAGES not in sys.path:
+        sys.path.append(SYSTEM_PACKAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of gi's own way to import
+        import gi
+
+        for name in ("Gst", "GstApp"):
+            gi.require_version(name, "1.0")
+        from gi.repository import Gst, GstApp  # noqa: F401
 
 
 def need_gstreamer() -> None:

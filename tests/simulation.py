@@ -123,7 +123,7 @@ class Simulation:
         fakes: dict[str, FakeCamera],
         *,
         options: dict[str, Any] | None = None,
-        limits: QueueLimits = QueueLimits(),
+        limits: QueueLimits | None = None,
     ) -> None:
         self.now_ns = DAY_NS
         self.fakes = fakes
@@ -135,7 +135,7 @@ class Simulation:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._looking: dict[str, int] = {}
         for name, fake in fakes.items():
-            self.frames.add_camera(name, limits)
+            self.frames.add_camera(name, limits or QueueLimits())
             self._add(name, fake, CameraOptions(source="fake", **(options or {})))
 
     @property
@@ -194,7 +194,7 @@ class Simulation:
         try:
             if not session.is_cancelled:
                 step()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  as the session's own thread does
             session.error = session.error or error
         if session.error is not None or session.is_cancelled:
             session.close()

@@ -209,7 +209,15 @@ def _structs() -> list[tuple[str, type[msgspec.Struct]]]:
     ]
     found += [("models.yolox-nano", config.ModelOptions)]
     found += [(f"backends.{name}", plugins.load("backends", name).Options) for name in plugins.names("backends")]
-    by_source = {"synthetic": "demo", "v4l2": "front", "rtsp": "gate", "file": "recording"}
+    by_source = {
+        "synthetic": "demo",
+        "v4l2": "front",
+        "rtsp": "gate",
+        "http": "door",
+        "gstreamer": "csi",
+        "file": "recording",
+        "folder": "pictures",
+    }
     common = set(config.CameraOptions.__struct_fields__)
     for name in plugins.names("sources"):
         options = plugins.load("sources", name).Options
@@ -224,5 +232,6 @@ def test_the_shipped_file_is_valid_toml_when_its_examples_are_uncommented() -> N
     examples = re.sub(r"(?m)^# (?=\[|\w+ = )", "", text.split("\n\n", 1)[1])
     raw = tomllib.loads(examples)
     raw["mqtt"].pop("password")
-    raw["cameras"]["gate"].pop("password_file")
+    for name in ("gate", "door"):
+        raw["cameras"][name].pop("password_file")
     assert parse(raw, environ={}).models["yolox-nano"].labels == "coco80"

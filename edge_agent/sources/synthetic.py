@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from msgspec import Meta
 
 from edge_agent import plugins
@@ -76,8 +77,10 @@ class SyntheticSource:
 
     def retrieve(self, into: Image) -> Image:
         assert self._world is not None, "open() comes first"
-        self._world.draw(self._index - 1, into)
-        return into
+        shape = (self._options.height, self._options.width, 3)
+        image = into if into.shape == shape else np.empty(shape, np.uint8)
+        self._world.draw(self._index - 1, image)
+        return image
 
     def close(self) -> None:
         self._world = None

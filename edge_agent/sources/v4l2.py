@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,12 +62,14 @@ class V4l2Source:
         found = list(_opencv.problems("the source 'v4l2'"))
         try:
             path = self._path()
-            if not os.access(path, os.R_OK | os.W_OK) and Path(path).exists():
+            if not stat.S_ISCHR(Path(path).stat().st_mode):
+                found.append(f"device: {path} is no device")
+            elif not os.access(path, os.R_OK | os.W_OK):
                 found.append(f"device: {path} may not be opened; add this user to the group 'video'")
-            elif not Path(path).is_char_device():
-                found.append(f"device: {path} is no device, or not there")
         except SourceError as error:
             found.append(f"device: {error}")
+        except OSError as error:
+            found.append(f"device: {self._options.device}: {error.strerror}")
         return found
 
     def open(self) -> VideoFormat:

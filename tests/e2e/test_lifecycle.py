@@ -113,7 +113,7 @@ def test_an_engine_that_hangs_cannot_outlast_the_time_out(tmp_path: Path, broker
 def test_an_unnamed_exception_in_a_task_exits_1_with_one_traceback(
     tmp_path: Path, broker: Broker, probe: Probe
 ) -> None:
-    body = '[cameras.a]\nsource = "tests.misbehaving:BuggySource"\n'
+    body = f'{CAMERA}[inference]\nbackend = "tests.misbehaving:BuggyEngine"\n'
     with AgentProcess(tmp_path, config(broker.port, body), environ={"PYTHONPATH": str(ROOT)}) as agent:
         assert agent.process.wait(20) == 1
         probe.wait("available", lambda text: text == "offline")

@@ -15,10 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPIED = ("edge_agent", "tools", "tests/vm")
@@ -40,6 +40,7 @@ INITRAMFS = {
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
 HOST_PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap"}
 HOST_MODULES = {"pip": "python3-pip"}
+HOST_FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
 LIMIT_S = 600.0
 
 
@@ -60,6 +61,7 @@ def install_on_host() -> None:
     """Install what is missing here, or exit naming it."""
     missing = [package for program, package in HOST_PROGRAMS.items() if not shutil.which(program)]
     missing += [package for module, package in HOST_MODULES.items() if not importlib.util.find_spec(module)]
+    missing += [package for file, package in HOST_FILES.items() if not Path(file).exists()]
     if not missing:
         return
     say(f"installing {' '.join(missing)}")
@@ -82,7 +84,7 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def make(what: str, folder: Path, recipe: str, build) -> None:
+def make(what: str, folder: Path, recipe: str, build: Callable[[], None]) -> None:
     """Build a folder, unless it was built by this very recipe."""
     stamp = folder / ".recipe"
     digest = hashlib.sha256(recipe.encode()).hexdigest()
@@ -98,27 +100,29 @@ def make(what: str, folder: Path, recipe: str, build) -> None:
 
 def build_root() -> None:
     """A Debian with kernel, modules and an initramfs that mounts its root by 9p."""
-    with (CACHE / "debootstrap.log").open("w") as log:
-        options = ["--variant=minbase", f"--include={PACKAGES}"]
-        in_background(["debootstrap", *options, SUITE, str(ROOT)], stdout=log, stderr=subprocess.STDOUT)
-    for name, text in INITRAMFS.items():
-        (ROOT / "etc/initramfs-tools" / name).write_text(text)
-    in_background(["chroot", str(ROOT), "update-initramfs", "-u"], stdout=subprocess.DEVNULL)
+    options = ["--variant=minbase", f"--include={PACKAGES}"]
+    with (CACHE / "root.log").open("w") as log:
+        politely(["debootstrap", *options, SUITE, str(ROOT)], log)
+        for name, text in INITRAMFS.items():
+            (ROOT / "etc/initramfs-tools" / name).write_text(text)
+        politely(["chroot", str(ROOT), "update-initramfs", "-u"], log)
 
 
 def build_site() -> None:
     """The project's dependencies, for the root's Python and not this one."""
     platforms = [option for platform in PLATFORMS for option in ("--platform", platform)]
     target = ["--target", str(SITE), "--python-version", SUITES_PYTHON, "--only-binary=:all:", *platforms]
-    quiet = ["--quiet", "--quiet", "--root-user-action=ignore", "--no-warn-conflicts", "--disable-pip-version-check"]
-    in_background([sys.executable, "-m", "pip", "install", *quiet, *target, f"{REPOSITORY}[onnx,opencv]"])
+    quiet = ["--root-user-action=ignore", "--no-warn-conflicts", "--disable-pip-version-check"]
+    with (CACHE / "site-packages.log").open("w") as log:
+        politely([sys.executable, "-m", "pip", "install", *quiet, *target, f"{REPOSITORY}[onnx,opencv]"], log)
 
 
-def in_background(command: list[str], **options) -> None:
-    """Run it politely and in namespaces of its own: its mounts and processes end with it."""
+def politely(command: list[str], log: TextIO) -> None:
+    """Run it beside other work, in namespaces of its own: its mounts and processes end with it."""
     own = ["nice", "-n", "10", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    if subprocess.run([*own, *command], **options).returncode:
-        give_up(f"{command[0]} failed; its last words are above or in {CACHE.name}/debootstrap.log")
+    if subprocess.run([*own, *command], stdout=log, stderr=subprocess.STDOUT).returncode:
+        last = Path(log.name).read_text(errors="replace").splitlines()[-5:]
+        give_up("\n".join([f"{command[0]} failed; its last words:", *last]))
 
 
 def copy_source() -> None:
