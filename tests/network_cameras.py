@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import ssl
@@ -180,3 +181,54 @@ def _fields(text: str) -> Iterator[tuple[str, str]]:
 
 def _md5(text: str) -> str:
     return hashlib.md5(text.encode()).hexdigest()
+
+
+class Link:
+    """A TCP link to `target` on 127.0.0.1 that tests can cut, narrow (`bytes_per_s`) and restore."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.bytes_per_s: float | None = None
+        self.is_down = False
+        self._server = TcpServer(self._carry)
+        self.port = self._server.port
+
+    def __enter__(self) -> Link:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cut()
+        self._server.__exit__(*error)
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        self._pairs.clear()
+
+    def _carry(self, near: socket.socket) -> None:
+        if self.is_down:
+            near.close()
+            return
+        far = socket.create_connection(("127.0.0.1", self._target))
+        self._pairs.append((near, far))
+        back = threading.Thread(target=self._pump, args=(near, far), daemon=True)
+        back.start()
+        self._pump(far, near)
+        back.join()
+        near.close()
+        far.close()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096 if self.bytes_per_s else 65536):
+                if self.bytes_per_s:
+                    time.sleep(len(data) / self.bytes_per_s)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

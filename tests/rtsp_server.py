@@ -37,11 +37,19 @@ def caps(size: str) -> str:
     return f"video/x-raw,width={width},height={height},framerate=15/1"
 
 
+def live(size: str) -> str:
+    return (
+        "( videotestsrc is-live=true pattern=ball ! videoscale ! capsfilter name=size caps="
+        f'"{caps(size)}" ! {ENCODERS[options.codec]} name=pay0 pt=96 )'
+    )
+
+
 def resize_as_told(factory: GstRtspServer.RTSPMediaFactory) -> None:
     media: list[GstRtspServer.RTSPMedia] = []
     factory.connect("media-configure", lambda factory, made: media.append(made))
     for line in sys.stdin:
         size = line.split()[1]
+        factory.set_launch(live(size))  # for clients that come after all have left
         for made in media:
             filters = made.get_element().get_by_name("size")
             filters.set_property("caps", Gst.Caps.from_string(caps(size)))
@@ -55,10 +63,7 @@ server.set_service(options.port)
 factory = GstRtspServer.RTSPMediaFactory()
 if options.live:
     factory.set_shared(True)
-    factory.set_launch(
-        "( videotestsrc is-live=true pattern=ball ! videoscale ! capsfilter name=size caps="
-        f'"{caps(options.live)}" ! {ENCODERS[options.codec]} name=pay0 pt=96 )'
-    )
+    factory.set_launch(live(options.live))
     threading.Thread(target=resize_as_told, args=(factory,), daemon=True).start()
 else:
     payload = "! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1"

@@ -9,7 +9,8 @@ import re
 import socket
 import ssl
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
@@ -35,10 +36,14 @@ class Described:
     shape: Sequence[str]
 
 
-def describe(
+@contextmanager
+def described(
     url: str, *, username: str = "", password: str = "", timeout_s: float, tls: ssl.SSLContext | None = None
-) -> Described:
+) -> Iterator[Described]:
     """What the server says of `url`, with at most `timeout_s` for each of its answers.
+
+    The connection is held while inside: a server that makes streams on demand would else unmake this one,
+    and refuse a player that comes meanwhile.
 
     Raises `SourceError` with the reason why it would not play: not_found, refused, timeout, tls,
     auth_failed, unsupported_codec, error.
@@ -56,9 +61,10 @@ def describe(
             raise SourceError(f"{shown} accepts connections and says nothing", reason="timeout") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise SourceError(f"{shown} answers, but not in RTSP") from error
-    if status != 200:
-        raise SourceError(f"{shown} {_REFUSALS.get(status, f'answers {status}')}", reason=_REASONS.get(status, "error"))
-    return _video_of(sdp, shown)
+        if status != 200:
+            what = _REFUSALS.get(status, f"answers {status}")
+            raise SourceError(f"{shown} {what}", reason=_REASONS.get(status, "error"))
+        yield _video_of(sdp, shown)
 
 
 _REFUSALS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -43,7 +44,7 @@ class RtspSource:
         self._capture: _opencv.Capture | None = None
         self._clock = MediaClock()
         self._described: _rtsp.Described | None = None
-        self._asked_ns = 0
+        self._last_asked_ns = 0
         self._arrived_ns = 0
         self._read_timeout_s = 2 * options.stall_timeout_s
 
@@ -62,23 +63,15 @@ class RtspSource:
         for problem in self.check():
             raise SourceError(problem, reason="unsupported")
         o = self._options
-        described = self._described = self._describe(o.open_timeout_s / 2)
-        if described.fps:
-            self._read_timeout_s = max(self._read_timeout_s, 6 / described.fps)
-        self._capture = _opencv.Capture.open(
-            self._url_with_credentials(),
-            "CAP_FFMPEG",
-            {
-                "CAP_PROP_OPEN_TIMEOUT_MSEC": o.open_timeout_s * 1000,
-                "CAP_PROP_READ_TIMEOUT_MSEC": self._read_timeout_s * 1000,
-                "CAP_PROP_N_THREADS": o.threads,
-            },
-            ffmpeg_options=self._ffmpeg_options(),
-        )
+        with self._asked(o.open_timeout_s / 2) as described:
+            if described.fps:
+                self._read_timeout_s = max(self._read_timeout_s, 6 / described.fps)
+            self._capture = self._play()
         if self._capture is None:
             raise SourceError(f"{self._shown()} answers, and then does not play {described.codec}", reason="timeout")
+        self._described = described
         self._clock = MediaClock()
-        self._asked_ns = self._arrived_ns = time.monotonic_ns()
+        self._last_asked_ns = self._arrived_ns = time.monotonic_ns()
         opened = self._capture.format()
         return VideoFormat(opened.width, opened.height, described.fps or opened.fps)
 
@@ -104,21 +97,34 @@ class RtspSource:
             self._capture.close()
             self._capture = None
 
-    def _describe(self, timeout_s: float) -> _rtsp.Described:
+    def _asked(self, timeout_s: float) -> AbstractContextManager[_rtsp.Described]:
         o = self._options
         password = o.password.reveal() if o.password else ""
-        return _rtsp.describe(o.url, username=o.username, password=password, timeout_s=timeout_s, tls=self._tls())
+        return _rtsp.described(o.url, username=o.username, password=password, timeout_s=timeout_s, tls=self._tls())
+
+    def _play(self) -> _opencv.Capture | None:
+        return _opencv.Capture.open(
+            self._url_with_credentials(),
+            "CAP_FFMPEG",
+            {
+                "CAP_PROP_OPEN_TIMEOUT_MSEC": self._options.open_timeout_s * 1000,
+                "CAP_PROP_READ_TIMEOUT_MSEC": self._read_timeout_s * 1000,
+                "CAP_PROP_N_THREADS": self._options.threads,
+            },
+            ffmpeg_options=self._ffmpeg_options(),
+        )
 
     def _require_same_shape(self, arrived_ns: int) -> None:
         """Ask the server again now and then, and after each hiccup: OpenCV goes on in the old size when the
         stream's changes. Raises `SourceError` where it has."""
         before, self._arrived_ns = self._arrived_ns, arrived_ns
         pause_ns = _AFTER_HICCUP_NS if arrived_ns - before > _HICCUP_NS else _ASK_AGAIN_NS
-        if self._described is None or not self._described.shape or arrived_ns - self._asked_ns < pause_ns:
+        if self._described is None or not self._described.shape or arrived_ns - self._last_asked_ns < pause_ns:
             return
-        self._asked_ns = arrived_ns
+        self._last_asked_ns = arrived_ns
         try:
-            described = self._describe(1.0)
+            with self._asked(1.0) as described:
+                pass
         except SourceError:
             return  # busy elsewhere; it still sends
         if (described.codec, described.shape) != (self._described.codec, self._described.shape):

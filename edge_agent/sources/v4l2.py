@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 _POLL_S = 0.5
 _MOST_AGE_NS = 60_000_000_000  # an older time stamp is from another clock
-_FLUENT_FPS = 25.0
+_USUAL_FPS = 30.0  # asked for where none is wanted: a driver keeps what the last program asked for
 _REASONS: Mapping[int | None, SourceReason] = {
     errno.ENOENT: "device_not_found",
     errno.ENODEV: "device_not_found",
@@ -115,7 +115,7 @@ class V4l2Source:
             raise SourceError(f"{path} ({device.card}) sends no pictures; is it another node's?", reason="unsupported")
         o, now = self._options, device.current()
         width, height = o.width or now.width, o.height or now.height
-        self._mode = device.negotiate(self._format(device, width, height), width, height, o.fps)
+        self._mode = device.negotiate(self._format(device, width, height), width, height, o.fps or _USUAL_FPS)
         if self._mode.format not in _pixels.FORMATS:
             raise SourceError(f"{path} answers with the format {self._mode.format!r}", reason="unsupported")
         got = self._mode
@@ -127,21 +127,21 @@ class V4l2Source:
     def _format(self, device: _v4l2.Device, width: int, height: int) -> str:
         """The wanted pixel format, or the cheapest that reaches the wanted rate at this size."""
         offered = device.formats()
+        usable = [format for format in _pixels.FORMATS if format in offered]
         if self._options.format != "auto":
             if self._options.format not in offered:
                 raise SourceError(
-                    f"{self._options.device} has no format {self._options.format}; it has {', '.join(offered)}",
+                    f"{self._options.device} has no format {self._options.format}; of use here: {', '.join(usable)}",
                     reason="unsupported",
                 )
             return self._options.format
-        usable = [format for format in _pixels.FORMATS if format in offered]
         if not usable:
             raise SourceError(
-                f"{self._options.device} has only formats that cannot be read here: {', '.join(offered)}",
+                f"{self._options.device} has only formats that cannot be read here: {', '.join(offered[:8])}",
                 reason="unsupported",
             )
         rates = {format: device.fps_at(format, width, height) or 0.0 for format in usable}
-        wanted = min(self._options.fps or _FLUENT_FPS, max(rates.values()))
+        wanted = min(self._options.fps or _USUAL_FPS, max(rates.values()))
         return next(format for format in usable if rates[format] >= wanted)
 
     def _apply_controls(self, device: _v4l2.Device, path: str) -> None:
