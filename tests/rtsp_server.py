@@ -11,8 +11,9 @@ import threading
 import gi
 
 gi.require_version("Gst", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import Gio, GLib, Gst, GstRtspServer  # noqa: E402
+from gi.repository import Gio, GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 parser = argparse.ArgumentParser()
 parser.add_argument("port")
@@ -27,7 +28,7 @@ X = "tune=zerolatency speed-preset=ultrafast key-int-max=15"
 ENCODERS = {
     "h264": f"x264enc {X} ! h264parse ! rtph264pay config-interval=-1",
     "h265": f"x265enc {X} ! h265parse ! rtph265pay config-interval=-1",
-    "jpeg": "jpegenc ! rtpjpegpay",
+    "jpeg": "videoconvert ! video/x-raw,format=I420 ! jpegenc ! rtpjpegpay",
     "theora": "theoraenc ! rtptheorapay",
 }
 
@@ -74,7 +75,7 @@ if options.login or options.tls:
     token.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "viewer")
     if options.login:
         user, _, password = options.login.partition(":")
-        auth.set_supported_methods(4)  # GST_RTSP_AUTH_DIGEST
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
         auth.add_digest(user, password, token)
     else:
         auth.set_default_token(token)

@@ -59,7 +59,9 @@ def described(
                 status, headers, sdp = _ask(link, bare, 2, authorise(headers.get_all("WWW-Authenticate", [])))
         except TimeoutError as error:
             raise SourceError(f"{shown} accepts connections and says nothing", reason="timeout") from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except OSError as error:
+            raise SourceError(f"{shown} closes the connection: {error}", reason="disconnected") from error
+        except (ValueError, http.client.HTTPException) as error:
             raise SourceError(f"{shown} answers, but not in RTSP") from error
         if status != 200:
             what = _REFUSALS.get(status, f"answers {status}")
@@ -112,6 +114,8 @@ def _ask(
 
 def _status(answer: BinaryIO) -> int:
     line = answer.readline(1024).decode("latin-1")
+    if not line:
+        raise ConnectionResetError("no answer")
     match = re.match(r"RTSP/\d\.\d (\d{3})", line)
     if match is None:
         raise ValueError(f"no RTSP: {line[:40]!r}")

@@ -237,6 +237,8 @@ def _as_source_error(shown: str, error: Exception) -> SourceError:
         return SourceError(f"{shown} refuses connections", reason="refused")
     if isinstance(cause, ssl.SSLError):
         return SourceError(f"{shown}: no trusted TLS connection: {cause}", reason="tls")
+    if isinstance(cause, ConnectionError):
+        return SourceError(f"{shown} closes the connection: {cause}", reason="disconnected")
     if isinstance(cause, (http.client.HTTPException, ValueError)):
         return SourceError(f"{shown} answers, but not in HTTP")
     return SourceError(f"{shown} does not answer: {cause}", reason="timeout")
