@@ -5,7 +5,7 @@ VENV := .venv
 # The check's own tools want one fixed Python; any that is there will do.
 CHECK := .venv-check
 
-.PHONY: help run venv test check docs format bench train-demo clean
+.PHONY: help run venv test test-vm check docs format bench train-demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -21,6 +21,9 @@ $(VENV)/.installed: pyproject.toml tools/venv.sh
 test:  ## all tests that need no GPU, under every Python from 3.10 to 3.13 that is here
 	@tools/test-packages.sh
 	@tools/test.sh
+
+test-vm:  ## V4L2 against a real driver, in a virtual machine; as root
+	@python3 tests/vm/run.py
 
 check: $(CHECK)/.installed  ## format, lint, types, layers, generated documents
 	$(CHECK)/bin/ruff format --check .
@@ -39,8 +42,9 @@ format: $(CHECK)/.installed  ## put the code into its format
 	$(CHECK)/bin/ruff format .
 	$(CHECK)/bin/ruff check --fix .
 
-bench: $(CHECK)/.installed  ## what the line costs beside a bare loop
+bench: $(CHECK)/.installed  ## what the line, and reading a camera, cost beside a bare loop
 	$(CHECK)/bin/python benchmarks/line.py
+	$(CHECK)/bin/python benchmarks/capture.py
 
 train-demo:  ## train the bundled models again (PyTorch on the CPU, about an hour)
 	@tools/venv.sh .venv-train train $(PYTHON)

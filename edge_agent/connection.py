@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_agent.errors import SourceReason
+
 _BUCKET_S = 60.0
 _BUCKETS = 60
 
@@ -53,7 +55,7 @@ class ConnectionQuality:
         self.reconnects = 0
         self.stalls = 0
         self.abandoned = 0
-        self.last_reason: str | None = None
+        self.last_reason: SourceReason | None = None
         self.first_frame_ms: float | None = None
         self.nominal_fps: float | None = None
         self._clock = clock
@@ -82,7 +84,7 @@ class ConnectionQuality:
         self.stalls += 1
         self._bucket(self._clock()).stalls += 1
 
-    def on_loss(self, reason: str) -> None:
+    def on_loss(self, reason: SourceReason) -> None:
         """The connection is gone, or was not made."""
         self.last_reason = reason
         self.reconnects += 1

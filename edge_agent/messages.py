@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge_agent.data import Detections, Message, ModelRef, Result
-from edge_agent.errors import CommandError
+from edge_agent.errors import CommandError, SourceReason
 
 SCHEMA_VERSION = 1
 MAX_COMMAND_BYTES = 64_000
@@ -101,7 +101,7 @@ class CameraStatus(Struct, frozen=True):
     camera: str
     state: CameraPhase
     since: str
-    reason: str | None = None
+    reason: SourceReason | None = None
     message: str | None = None
     width: int | None = None
     height: int | None = None
@@ -157,7 +157,7 @@ class Connection(Struct, frozen=True):
     stalls: int
     threads_left_behind: int
     first_frame_ms: float | None
-    last_reason: str | None
+    last_reason: SourceReason | None
 
 
 class CameraStats(Struct, frozen=True):

@@ -196,7 +196,6 @@ def test_a_frame_that_is_no_longer_wanted_is_not_put() -> None:
     fps=st.floats(0.5, 60.0),
     minutes=st.integers(1, 180),
     losses=st.lists(st.integers(0, 179), max_size=20),
-    seed=st.integers(0, 9),
 )
 def test_the_last_hour_is_what_it_was(fps: float, minutes: int, losses: list[int]) -> None:
     now_s = 1000.0

@@ -25,6 +25,16 @@ def doctor(config: ConfigFile = Path("config.toml")) -> None:
 
 
 @app.command()
+def cameras(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:
+    """The V4L2 cameras of this machine: lasting names, pixel formats, sizes and rates."""
+    from edgectl import cameras as command
+
+    command.cameras(as_json=as_json)
+
+
+@app.command()
 def watch(
     config: ConfigFile = Path("config.toml"),
     device: Device = "",

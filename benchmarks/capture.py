@@ -1,0 +1,383 @@
+"""What reading a camera costs: CPU a picture, memory and the time to the first one, beside a bare OpenCV loop.
+
+`python benchmarks/capture.py [--seconds S] [--repeats N] [--json PATH]`. Needs GStreamer's RTSP server.
+The loops run in turn, each in a fresh process, and read the same film at its own pace, so that CPU a
+picture is compared and not pictures a second. Ours are the real sources, session, queue and pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+
+# All else is imported where it is needed: a loop's process holds what that loop needs, so that memory compares.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edge_agent.config import CameraOptions
+    from edge_agent.data import Image
+
+WIDTH, HEIGHT, FPS = 1280, 720, 30
+WARM_UP = 75  # pictures; FFmpeg hands out those of its 2 s of probing at once
+FIRST_PICTURES = 5
+BARE_OPTIONS = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp"}  # as our source's, less how long it probes
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """`options` are those of our source; None is a bare loop."""
+
+    what: str
+    stream: Literal["rtsp", "http"]
+    options: Mapping[str, object] | None = field(default_factory=dict)
+
+
+LOOPS = {
+    "bare": Loop("H.264: bare cv2.VideoCapture", "rtsp", None),
+    "rtsp": Loop("H.264: ours", "rtsp"),
+    "rtsp-5fps": Loop("H.264: ours, fps = 5", "rtsp", {"fps": 5.0}),
+    "rtsp-process": Loop('H.264: ours, isolation = "process"', "rtsp", {"isolation": "process"}),
+    "http": Loop("Motion-JPEG: ours", "http"),
+    "http-5fps": Loop("Motion-JPEG: ours, fps = 5", "http", {"fps": 5.0}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One loop's figure over another's; `bar` is the most that it should be, `known` why it may be more."""
+
+    what: str
+    figure: Literal["cpu_ms", "first_ms"]
+    loop: str
+    beside: str
+    bar: float | None = None
+    known: str = ""
+
+
+H264_5FPS = "each H.264 picture builds on the one before: all are decoded, only the turning into BGR is saved"
+COMPARISONS = (
+    Comparison("H.264: ours / bare loop", "cpu_ms", "rtsp", "bare", 1.1),
+    Comparison("H.264: fps = 5 / all 30", "cpu_ms", "rtsp-5fps", "rtsp", 0.5, H264_5FPS),
+    Comparison("Motion-JPEG: fps = 5 / all 30", "cpu_ms", "http-5fps", "http", 0.5),
+    Comparison("H.264: process / thread", "cpu_ms", "rtsp-process", "rtsp"),
+    Comparison("H.264: first picture, ours / bare loop", "first_ms", "rtsp", "bare"),
+)
+
+
+# A loop, in a process of its own
+
+
+class Meter:
+    """CPU, time and memory of this process and its children, from the warm-up's end to the last picture."""
+
+    def __init__(self, pictures: int) -> None:
+        self._wanted = pictures
+        self._began_s = time.perf_counter()
+        self._first_ms: float | None = None
+        self._start: tuple[int, int, float, float] | None = None
+        self._children: Sequence[int] = ()
+        self.answer: dict[str, float] | None = None
+
+    def on_picture(self, sent: int, delivered: int) -> None:
+        """So many pictures came off the camera, and so many of them were delivered; `answer` is there at the end."""
+        if self._first_ms is None:
+            self._first_ms = (time.perf_counter() - self._began_s) * 1e3
+            if not self._wanted:
+                self.answer = {"first_ms": self._first_ms}
+        elif self._start is None and sent >= WARM_UP:
+            self._children = _children()
+            self._start = sent, delivered, time.perf_counter(), _cpu_s(self._children)
+        elif self._start is not None and self.answer is None and sent >= self._start[0] + self._wanted:
+            cpu_s, now_s = _cpu_s(self._children), time.perf_counter()
+            pictures = sent - self._start[0]
+            self.answer = {
+                "pictures": pictures,
+                "delivered": delivered - self._start[1],
+                "cpu_ms": (cpu_s - self._start[3]) / pictures * 1e3,
+                "fps": pictures / (now_s - self._start[2]),
+                "rss_mb": sum(_peak_mb(process) for process in ("self", *self._children)),
+                "first_ms": self._first_ms,
+            }
+
+
+def read_bare(url: str, meter: Meter) -> None:
+    """The least that reading a stream takes."""
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    frame, count = np.empty((HEIGHT, WIDTH, 3), np.uint8), 0
+    while meter.answer is None:
+        ok, _ = capture.read(frame)
+        if not ok:
+            sys.exit("the stream ended too early")
+        count += 1
+        meter.on_picture(count, count)
+    capture.release()
+
+
+def read_ours(options: CameraOptions, meter: Meter) -> None:
+    """A capture thread as in the agent; this thread takes and releases frames in the engine's place."""
+    from edge_agent import sources
+    from edge_agent.connection import ConnectionQuality
+    from edge_agent.frames import FramePool
+    from edge_agent.queue import FrameQueue, QueueLimits
+    from edge_agent.session import Session, StillPicture
+    from edge_agent.sources import LiveOptions
+
+    assert isinstance(options, LiveOptions)
+    pool, quality = FramePool(), ConnectionQuality()
+    frames = FrameQueue(release=lambda frame: pool.give(frame.image))
+    frames.add_camera("bench", QueueLimits())
+    session = Session(
+        "bench",
+        lambda: sources.make(options),
+        frames=frames,
+        pool=pool,
+        quality=quality,
+        still=StillPicture(options.frozen_timeout_s),
+        fps=options.fps,
+    )
+
+    def capture() -> None:
+        session.run()
+        frames.close()
+
+    thread = threading.Thread(target=capture, name="capture:bench")
+    thread.start()
+    delivered = 0
+    while not frames.is_closed:
+        for frame in frames.take():
+            delivered += 1
+            meter.on_picture(quality.captured + quality.skipped, delivered)
+            pool.give(frame.image)
+        if meter.answer is not None:
+            session.cancel()
+    thread.join()
+    if session.error is not None:
+        raise session.error
+
+
+def run_loop(name: str, url: str, pictures: int) -> None:
+    """Print one line of JSON; 0 `pictures`: how long the first takes, and no more."""
+    loop = LOOPS[name]
+    if loop.options is None:
+        meter = Meter(pictures)
+        read_bare(url, meter)
+    else:
+        options = _options(loop, url)
+        meter = Meter(pictures)
+        read_ours(options, meter)
+    if meter.answer is None:
+        sys.exit("the stream ended too early")
+    print(json.dumps(meter.answer))
+
+
+def _options(loop: Loop, url: str) -> CameraOptions:
+    import msgspec
+
+    from edge_agent.sources.http import HttpOptions
+    from edge_agent.sources.rtsp import RtspOptions
+
+    kind: type[CameraOptions] = {"rtsp": RtspOptions, "http": HttpOptions}[loop.stream]
+    return msgspec.convert({"source": loop.stream, "url": url, **(loop.options or {})}, kind)
+
+
+def _children() -> Sequence[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def _cpu_s(children: Sequence[int]) -> float:
+    """User and system time. Of a child that still runs, its CPU clock tells it finer than /proc (clock_getcpuclockid(3))."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime + sum(time.clock_gettime(~pid << 3 | 2) for pid in children)
+
+
+def _peak_mb(process: int | str) -> float:
+    """Not getrusage's: a process inherits that peak from the one that started it."""
+    [peak] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(peak.split()[1]) * 1024 / 1e6
+
+
+# All of them, from outside
+
+
+def film(count: int) -> Iterator[Image]:
+    """The synthetic world, as `count` pictures in the same buffer."""
+    from edge_agent.sources.world import World
+
+    world, frame = World(width=WIDTH, height=HEIGHT, seed=11), np.empty((HEIGHT, WIDTH, 3), np.uint8)
+    for index in range(count):
+        world.draw(index, frame)
+        yield frame
+
+
+def start(name: str, url: str, pictures: int) -> dict[str, float]:
+    """What a loop printed."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--loop", name, url, str(pictures)],
+        capture_output=True,
+        text=True,
+        timeout=60 + 2 * pictures / FPS,
+        env={**os.environ, **(BARE_OPTIONS if LOOPS[name].options is None else {})},
+    )
+    if done.returncode:
+        sys.exit(f"{LOOPS[name].what}: {done.stderr[-2000:]}")
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def measure(urls: Mapping[str, str], pictures: int, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """What each loop printed in each repeat; every other repeat goes backwards, against drift."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in LOOPS}
+    for repeat in range(repeats):
+        for name in list(LOOPS)[:: -1 if repeat % 2 else 1]:
+            runs[name].append(start(name, urls[LOOPS[name].stream], pictures))
+    return runs
+
+
+def compare(comparison: Comparison, runs: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """The ratio of the medians, and those of the repeats."""
+    ours, theirs = ([run[comparison.figure] for run in runs[name]] for name in (comparison.loop, comparison.beside))
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return {
+        "what": comparison.what,
+        "ratio": ratio,
+        "repeats": [a / b for a, b in zip(ours, theirs, strict=True)],
+        "bar": comparison.bar,
+        "is_missed": comparison.bar is not None and ratio > comparison.bar,
+        "known": comparison.known,
+    }
+
+
+def machine() -> dict[str, Any]:
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a repeat after its warm-up")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all figures here")
+    parser.add_argument("--loop", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loop:
+        name, url, pictures = arguments.loop
+        run_loop(name, url, int(pictures))
+    else:
+        sys.exit(report(arguments.seconds, arguments.repeats, arguments.json))
+
+
+def report(seconds: float, repeats: int, path: Path | None) -> int:
+    """Measure and tell; the exit status: 1 if a bar is missed that should not be."""
+    from tests.network_cameras import MjpegServer
+    from tests.rigs import RtspServer, encode_h264
+
+    about, pictures = machine(), max(1, round(seconds * FPS))
+    length = WARM_UP + pictures + 2 * FPS
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        video = encode_h264(film(length), folder / "film.mp4", fps=FPS)
+        jpegs = tuple(
+            cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes() for frame in film(2 * FPS)
+        )
+        about["h264_mbit_s"] = video.stat().st_size * 8 / 1e6 / (length / FPS)
+        about["jpeg_kb"] = statistics.mean(map(len, jpegs)) / 1e3
+        rtsp, http = stack.enter_context(RtspServer(video)), stack.enter_context(MjpegServer(jpegs))
+        runs = measure({"rtsp": rtsp.url, "http": http.url}, pictures, repeats)
+        firsts: dict[str, list[dict[str, float]]] = {"bare": [], "rtsp": []}
+        for _ in range(FIRST_PICTURES):
+            for name, found in firsts.items():
+                found.append(start(name, rtsp.url, 0))
+    ratios = [compare(c, firsts if c.figure == "first_ms" else runs) for c in COMPARISONS]
+    show(about, runs, firsts, ratios)
+    if path is not None:
+        path.write_text(
+            json.dumps({"machine": about, "runs": runs, "first_pictures": firsts, "ratios": ratios}, indent=1)
+        )
+    return int(any(ratio["is_missed"] and not ratio["known"] for ratio in ratios))
+
+
+def show(
+    about: Mapping[str, Any],
+    runs: Mapping[str, list[dict[str, float]]],
+    firsts: Mapping[str, list[dict[str, float]]],
+    ratios: Sequence[Mapping[str, Any]],
+) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(
+        f"{about['cpu']}, {about['cores']} cores (load {about['load']:.1f}), Python {about['python']}, "
+        f"OpenCV {about['opencv']}\n{WIDTH}x{HEIGHT} at {FPS}: H.264 of {about['h264_mbit_s']:.1f} Mbit/s by RTSP "
+        f"over TCP, Motion-JPEG of {about['jpeg_kb']:.0f} kB a picture by HTTP"
+    )
+    table = _table("medians (spread)", "CPU, ms a picture sent", "peak MB", "sent/s", "delivered", "first picture, ms")
+    for name, repeats in runs.items():
+        figures = {key: [run[key] for run in repeats] for key in repeats[0]}
+        delivered = sum(figures["delivered"]) / sum(figures["pictures"])
+        found = [first["first_ms"] for first in firsts.get(name, ())]
+        table.add_row(
+            LOOPS[name].what,
+            _middle(figures["cpu_ms"], 2),
+            f"{statistics.median(figures['rss_mb']):.0f}",
+            f"{statistics.median(figures['fps']):.1f}",
+            f"{delivered:.0%}",
+            _middle(found, 0) if found else "",
+        )
+    console.print(table)
+    table = _table("ratio of medians", "ratio", "of each repeat", "bar", "")
+    for ratio in ratios:
+        verdict = "" if ratio["bar"] is None else "missed" if ratio["is_missed"] else "met"
+        table.add_row(
+            ratio["what"],
+            f"{ratio['ratio']:.3f}",
+            f"{min(ratio['repeats']):.3f} to {max(ratio['repeats']):.3f}",
+            "" if ratio["bar"] is None else f"{ratio['bar']:g}",
+            verdict + (", as known" if ratio["is_missed"] and ratio["known"] else ""),
+        )
+    console.print(table)
+    for ratio in ratios:
+        if ratio["is_missed"] and ratio["known"]:
+            console.print(f"{ratio['what']}: {ratio['known']}")
+
+
+def _table(first: str, *others: str) -> Table:
+    from rich.table import Table
+
+    table = Table(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _middle(figures: Sequence[float], digits: int) -> str:
+    return f"{statistics.median(figures):.{digits}f} ({max(figures) - min(figures):.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()
