@@ -112,7 +112,7 @@ class Meter:
                 "delivered": delivered - self._start[1],
                 "cpu_ms": (cpu_s - self._start[3]) / pictures * 1e3,
                 "fps": pictures / (now_s - self._start[2]),
-                "rss_mb": sum(_peak_mb(process) for process in ("self", *self._children)),
+                "rss_mb": _peak_mb("self") + sum(_peak_mb(str(pid)) for pid in self._children),
                 "first_ms": self._first_ms,
             }
 
@@ -193,7 +193,7 @@ def _options(loop: Loop, url: str) -> CameraOptions:
     from edge_agent.sources.http import HttpOptions
     from edge_agent.sources.rtsp import RtspOptions
 
-    kind: type[CameraOptions] = {"rtsp": RtspOptions, "http": HttpOptions}[loop.stream]
+    kind: type[CameraOptions] = RtspOptions if loop.stream == "rtsp" else HttpOptions
     return msgspec.convert({"source": loop.stream, "url": url, **(loop.options or {})}, kind)
 
 
@@ -204,12 +204,14 @@ def _children() -> Sequence[int]:
 
 
 def _cpu_s(children: Sequence[int]) -> float:
-    """User and system time. Of a child that still runs, its CPU clock tells it finer than /proc (clock_getcpuclockid(3))."""
+    """User and system time. Of a child that still runs its CPU clock tells it, finer than /proc does."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime + sum(time.clock_gettime(~pid << 3 | 2) for pid in children)
+    return (
+        usage.ru_utime + usage.ru_stime + sum(time.clock_gettime(~pid << 3 | 2) for pid in children)
+    )  # as clock_getcpuclockid(3)
 
 
-def _peak_mb(process: int | str) -> float:
+def _peak_mb(process: str) -> float:
     """Not getrusage's: a process inherits that peak from the one that started it."""
     [peak] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(peak.split()[1]) * 1024 / 1e6

@@ -185,7 +185,7 @@ Faults = st.lists(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=1000, deadline=None)
 @given(faults=st.lists(Faults, min_size=3, max_size=3), seed=st.integers(0, 2**32 - 1))
 def test_whatever_happens_to_three_cameras_the_fourth_keeps_its_rate_and_the_counts_are_honest(

@@ -158,7 +158,7 @@ keys = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(raw=st.dictionaries(keys, st.dictionaries(keys, json_like | st.dictionaries(keys, json_like)) | json_like))
 def test_whatever_the_file_holds_the_answer_is_a_config_or_a_config_error(raw: dict[str, Any]) -> None:
     try:

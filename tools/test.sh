@@ -1,5 +1,6 @@
 #!/bin/sh
-# The tests under each Python: all of them under the first two, the quick ones under the others.
+# The tests under each Python: all of them under the first, all but the longest under the second, the quick ones
+# under the others.
 set -u
 cd "$(dirname "$0")/.."
 failed=0 count=0
@@ -14,8 +15,11 @@ while read -r version path <&3; do
     if [ ! -e "$dir/.installed" ] || [ pyproject.toml -nt "$dir/.installed" ]; then
         tools/venv.sh "$dir" test "$path" "$constraints" || exit 1
     fi
-    marks="not gpu"
-    [ "$count" -le 2 ] || marks="not gpu and not slow"
+    case $count in
+    1) marks="not gpu" ;;
+    2) marks="not gpu and not soak" ;;
+    *) marks="not gpu and not soak and not slow" ;;
+    esac
     echo "Python $version: pytest -m '$marks'"
     "$dir/bin/python" -m pytest -m "$marks" --durations=5 ${PYTEST_ARGS:-} || failed=1
 done 3<"$pythons"

@@ -14,10 +14,11 @@ from paho.mqtt.properties import Properties
 from tests import schemas
 from tests.rigs import DEVICE, AgentProcess, Broker, Probe, config, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 CAMERA = '[cameras.a]\nsource = "synthetic"\n'
 
 
-@pytest.mark.slow
 def test_all_is_back_within_five_seconds_of_the_brokers_return(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker, AgentProcess(tmp_path, config(broker.port, CAMERA)) as agent:
         with Probe(broker.port) as before:
@@ -48,7 +49,6 @@ def test_an_agent_started_before_its_broker_finds_it(tmp_path: Path) -> None:
             assert agent.stop() == 0
 
 
-@pytest.mark.slow
 def test_results_beyond_the_outbox_push_out_the_oldest_and_are_counted(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     text = config(broker.port, CAMERA, mqtt="max_queued_results = 10")
@@ -149,7 +149,6 @@ def test_an_id_of_odd_signs_is_answered_on_a_topic_without_them(agent: AgentProc
     assert len(agent.events("mqtt.connected")) == 1
 
 
-@pytest.mark.slow
 def test_a_message_that_the_broker_never_takes_is_given_up(tmp_path: Path) -> None:
     with (
         Broker(tmp_path, config="allow_anonymous true\nmax_packet_size 20000") as broker,

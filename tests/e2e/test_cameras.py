@@ -17,6 +17,8 @@ from edge_agent.sources.world import World
 from tests.network_cameras import Link, MjpegServer, synthetic_jpegs
 from tests.rigs import ROOT, AgentProcess, Broker, Probe, RtspServer, config, encode_h264, wait_until
 
+pytestmark = pytest.mark.slow
+
 BACKOFF_S = 0.4
 SICK = f"backoff_max_s = {BACKOFF_S}\nstall_timeout_s = 1.0\nopen_timeout_s = 4.0\n"
 ENGINE = '[inference]\nbackend = "fake"\n[backends.fake]\ndetections = 1\n[queue]\nmax_staleness_ms = 1000\n'
@@ -137,7 +139,7 @@ def test_a_slow_link_gives_fresh_results_or_none(tmp_path: Path, broker: Broker,
         lost_nothing(probe)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_200_losses_leave_nothing_behind(tmp_path: Path, broker: Broker, probe: Probe, film: Path) -> None:
     """Memory, threads, sockets and files, after the server was killed or the link was cut 200 times."""
     cycles, kills = 200, 20

@@ -15,6 +15,8 @@ import pytest
 
 from tests.rigs import ROOT, AgentProcess, Broker, Probe, config, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 CAMERA = '[cameras.a]\nsource = "synthetic"\n'
 
 

@@ -13,11 +13,12 @@ from edge_agent.sources.world import World
 from tests import accuracy, schemas
 from tests.rigs import AgentProcess, Broker, Probe, RtspServer, config, encode_h264
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = 8
 FRAMES = 50
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("model", "least"), [("demo-320", 0.9), ("demo-160", 0.9)])
 def test_bundled_models_reach_their_accuracy_through_the_whole_agent(
     tmp_path: Path, broker: Broker, probe: Probe, model: str, least: float
@@ -98,7 +99,6 @@ def test_every_camera_has_a_retained_state_from_start_to_end(tmp_path: Path, bro
     assert (last["state"], last["message"]) == ("disabled", "stopped")
 
 
-@pytest.mark.slow
 def test_rtsp_at_720p30_keeps_the_cameras_rate(tmp_path: Path, broker: Broker, probe: Probe) -> None:
     world = World(width=1280, height=720, seed=5, noise=0)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests import schemas
 from tests.rigs import AgentProcess, Broker, Probe, config
+
+pytestmark = pytest.mark.slow
 
 CAMERA = '[cameras.a]\nsource = "synthetic"\n'
 
