@@ -145,14 +145,12 @@ class _Gi:
 
     def _raise_trouble(self) -> None:
         gst = self._gst
-        kinds = gst.MessageType.ERROR | gst.MessageType.EOS
-        message = self._pipeline.get_bus().pop_filtered(kinds)
-        if message is None:
-            return
-        if message.type == gst.MessageType.EOS:
+        message = self._pipeline.get_bus().pop_filtered(gst.MessageType.ERROR)
+        if message is not None:
+            error, _ = message.parse_error()
+            raise SourceError(f"pipeline: {_words(error)}", reason=_reason(gst, error))
+        if self._sink.is_eos():
             raise SourceError("the pipeline has ended", reason="disconnected")
-        error, _ = message.parse_error()
-        raise SourceError(f"pipeline: {_words(error)}", reason=_reason(gst, error))
 
     def _captured_ns(self) -> int:
         """The buffer's time on the monotonic clock, which is what GStreamer's system clock shows."""

@@ -176,6 +176,26 @@ def test_what_cannot_open_says_why(kind: str, options: dict[str, Any], reason: s
     source.close()
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "reason"),
+    [
+        ("videotestsrc num-buffers=3 ! appsink", "disconnected"),
+        ("nosuchelement ! appsink", "unsupported"),
+        ("v4l2src device=/dev/video99 ! appsink", "not_found"),
+        ("videotestsrc ! video/x-raw,format=AYUV64 ! appsink caps=video/x-raw", "unsupported"),
+    ],
+)
+def test_a_pipeline_that_fails_says_why(pipeline: str, reason: str) -> None:
+    need_gi()
+    source = make("gstreamer", pipeline=pipeline, open_timeout_s=3.0)
+    with pytest.raises(SourceError) as caught:
+        source.open()
+        for _ in range(9):
+            next_picture(source, np.empty((240, 320, 3), np.uint8))
+    assert caught.value.reason == reason
+    source.close()
+
+
 def test_rtsp_never_shows_its_login() -> None:
     url = "rtsp://me:topsecret@127.0.0.1:1/user=admin&password=topsecret?token=topsecret"
     source = make("rtsp", url=url, username="u", password="topsecret")

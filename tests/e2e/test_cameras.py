@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from edge_agent.sources.world import World
-from tests.network_cameras import Link, MjpegServer, synthetic_jpegs
+from tests.network_cameras import Link, MjpegServer, TcpServer, say_garbage, synthetic_jpegs
 from tests.rigs import ROOT, AgentProcess, Broker, Probe, RtspServer, config, encode_h264, wait_until
 
 pytestmark = pytest.mark.slow
@@ -118,6 +118,28 @@ def test_a_camera_absent_frozen_killed_and_resized_comes_back_each_time_and_the_
         lost_nothing(probe)
         warned = [(event["reason"]) for event in agent.events("camera.backoff") if event["level"] == "warning"]
         assert len(warned) == len([r for i, r in enumerate(warned) if i == 0 or r != warned[i - 1]]), "once each"
+
+
+def test_cameras_that_cannot_be_opened_tell_why(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+    with RtspServer(live="320x240", login="viewer:secret") as server, TcpServer(say_garbage) as other:
+        sick = {
+            "locked": (server.url, "auth_failed"),
+            "elsewhere": (server.url.replace("://", "://viewer:secret@").replace("/stream", "/no"), "not_found"),
+            "noise": (f"rtsp://127.0.0.1:{other.port}/stream", "error"),
+        }
+        body = ENGINE + HEALTHY
+        for name, (url, _) in sick.items():
+            body += f'[cameras.{name}]\nsource = "rtsp"\nurl = "{url}"\n{SICK}'
+        with AgentProcess(tmp_path, config(broker.port, body)) as agent:
+            for name, (_, reason) in sick.items():
+                watched = Watched(probe, name)
+                for _ in range(2):
+                    watched.comes_to("connecting")
+                    watched.comes_to("backoff", reason)
+            probe.wait("cameras/h0/results", n=25)
+            assert agent.stop() == 0
+        assert "secret" not in agent.text()
+        lost_nothing(probe)
 
 
 def test_a_slow_link_gives_fresh_results_or_none(tmp_path: Path, broker: Broker, probe: Probe, film: Path) -> None:
