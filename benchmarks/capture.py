@@ -50,12 +50,12 @@ class Loop:
 
 
 LOOPS = {
-    "bare": Loop("H.264, bare cv2.VideoCapture", "rtsp", None),
-    "rtsp": Loop("H.264, ours", "rtsp"),
-    "rtsp-5fps": Loop("H.264, ours, fps = 5", "rtsp", {"fps": 5.0}),
-    "rtsp-process": Loop('H.264, ours, isolation = "process"', "rtsp", {"isolation": "process"}),
-    "http": Loop("Motion-JPEG, ours", "http"),
-    "http-5fps": Loop("Motion-JPEG, ours, fps = 5", "http", {"fps": 5.0}),
+    "bare": Loop("H.264: bare loop", "rtsp", None),
+    "rtsp": Loop("H.264: ours", "rtsp"),
+    "rtsp-5fps": Loop("H.264: ours, fps = 5", "rtsp", {"fps": 5.0}),
+    "rtsp-process": Loop("H.264: ours, own process", "rtsp", {"isolation": "process"}),
+    "http": Loop("MJPEG: ours", "http"),
+    "http-5fps": Loop("MJPEG: ours, fps = 5", "http", {"fps": 5.0}),
 }
 
 
@@ -76,7 +76,7 @@ COMPARISONS = (
         "rtsp-5fps",
         "rtsp",
         bar=0.5,
-        known="an H.264 picture builds on those before it: all are decoded, and only turning them into BGR is saved",
+        known="pictures build on one another: all are decoded, and only turning them into BGR is saved",
     ),
     Comparison("http-5fps", "http", bar=0.5),
     Comparison("rtsp-process", "rtsp"),
@@ -142,21 +142,23 @@ class Meter:
             }
 
 
-def read_bare(url: str, meter: Meter) -> None:
-    """The least that reading a stream takes."""
+def read_bare(url: str, pictures: int) -> dict[str, float] | None:
+    """The least that reading a stream takes. What was measured; None if the stream ended before."""
+    meter = Meter(pictures)
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     frame, count = np.empty((HEIGHT, WIDTH, 3), np.uint8), 0
     while meter.answer is None:
         ok, _ = capture.read(frame)
         if not ok:
-            sys.exit("the stream ended too early")
+            break
         count += 1
         meter.on_picture(count, count)
     capture.release()
+    return meter.answer
 
 
-def read_ours(options: CameraOptions, meter: Meter) -> None:
-    """A capture thread as in the agent; this thread takes and releases frames in the engine's place."""
+def read_ours(options: CameraOptions, pictures: int) -> dict[str, float] | None:
+    """The same by a capture thread as in the agent; this thread takes and releases frames in the engine's place."""
     from edge_agent import sources
     from edge_agent.connection import ConnectionQuality
     from edge_agent.frames import FramePool
@@ -183,8 +185,8 @@ def read_ours(options: CameraOptions, meter: Meter) -> None:
         frames.close()
 
     thread = threading.Thread(target=capture, name="capture:bench")
+    meter, delivered = Meter(pictures), 0
     thread.start()
-    delivered = 0
     while not frames.is_closed:
         for frame in frames.take():
             delivered += 1
@@ -195,21 +197,16 @@ def read_ours(options: CameraOptions, meter: Meter) -> None:
     thread.join()
     if session.error is not None:
         raise session.error
+    return meter.answer
 
 
 def run_loop(name: str, url: str, pictures: int) -> None:
     """Print one line of JSON; 0 `pictures`: how long the first takes, and no more."""
     loop = LOOPS[name]
-    if loop.options is None:
-        meter = Meter(pictures)
-        read_bare(url, meter)
-    else:
-        options = _options(loop, url)
-        meter = Meter(pictures)
-        read_ours(options, meter)
-    if meter.answer is None:
+    answer = read_bare(url, pictures) if loop.options is None else read_ours(_options(loop, url), pictures)
+    if answer is None:
         sys.exit("the stream ended too early")
-    print(json.dumps(meter.answer))
+    print(json.dumps(answer))
 
 
 def _options(loop: Loop, url: str) -> CameraOptions:
@@ -338,7 +335,7 @@ def report(seconds: float, repeats: int, path: Path | None) -> int:
 
 def show(about: Mapping[str, Any], compared: Sequence[Compared]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(
@@ -347,22 +344,24 @@ def show(about: Mapping[str, Any], compared: Sequence[Compared]) -> None:
         f"over TCP, Motion-JPEG of {about['jpeg_kb']:.0f} kB a picture by HTTP\n"
         "medians, and what the repeats lay between"
     )
-    table = Table("")
-    for title in ("ms", "peak MB", "sent/s", "delivered", "ratio", "bar"):
+    table = Table(Column("", no_wrap=True))
+    for title in ("", "peak MB", "sent/s", "delivered", "ratio", "bar"):
         table.add_column(title, justify="right")
+    told = ""
     for each in compared:
         c = each.comparison
+        if told != (told := _TITLES[c.figure]):
+            table.add_row(f"[bold]{told}")
         bar = "" if c.bar is None else f"{c.bar:g}, {'missed' if each.is_missed else 'met'}"
-        table.add_row(f"[bold]{_TITLES[c.figure]}")
         table.add_row(*_facts(c.loop, c.figure, each.ours), f"[bold]{_middle(each.ratios, 3)}", bar)
         table.add_row(*_facts(c.beside, c.figure, each.beside), end_section=True)
     console.print(table)
     for each in compared:
-        if each.is_missed:
-            console.print(f"{LOOPS[each.comparison.loop].what}: {each.comparison.known or 'over the bar'}")
+        if each.comparison.known:
+            console.print(f"{LOOPS[each.comparison.loop].what}: {each.comparison.known}")
 
 
-_TITLES = {"cpu_ms": "CPU a picture that the camera sent", "first_ms": "Time to the first picture"}
+_TITLES = {"cpu_ms": "CPU a picture sent, ms", "first_ms": "first picture after, ms"}
 
 
 def _facts(name: str, figure: str, runs: Sequence[Mapping[str, float]]) -> list[str]:

@@ -112,8 +112,13 @@ class Camera:
         """Go on with other options; counters and numbers go on too."""
         self.options, self._make, self._is_live = options, make, is_live
         self._still = self._fresh_still()
-        if self._session is not None and not self._session.is_cancelled:
+        self.trouble = None
+        if self._session is not None and self._session.is_over:
+            self._session = None  # however it ended, that was with the other options
+        elif self._session is not None and not self._session.is_cancelled:
             self._cancel(self._session, None, self._now())
+        if self._is_closing:
+            return
         if options.enabled:
             self._unwanted = None
             self._try_now()
@@ -184,7 +189,8 @@ class Camera:
             if left_s <= 0:
                 self._cancel(session, SourceError("it does not open in time", reason="timeout"), now_s)
             return max(left_s, 0.0)
-        if session.is_delivering:  # waits for room in the queue: not the camera's fault
+        if session.is_delivering:  # perhaps it waits for room in the queue: not the camera's fault
+            self._run(session.format, now_s)
             return self.options.stall_timeout_s
         patience_s = self._patience_s(session.format)
         silent_s = now_s - session.alive_at_s
@@ -273,7 +279,7 @@ class Camera:
 
     def _enter(self, state: CameraState) -> None:
         tell = log.info
-        if state.phase == "running":
+        if state.phase in ("running", "disabled"):
             self.trouble = None
         elif state.phase in ("stalled", "backoff"):
             tell = log.debug if state.reason == self.trouble else log.warning  # a lasting trouble is told once

@@ -92,13 +92,15 @@ class Cameras(Mapping[str, Camera]):
 
     async def remove(self, name: str) -> None:
         """Let go of a camera for good; what waits of it is dropped. Raises `KeyError`."""
-        camera = self._cameras.pop(name)
-        del self._hotplug[name], self._news[name]
-        camera.close()
-        if ended := self._ended.pop(name, None):
-            await ended.wait()
-        self._frames.remove_camera(name)
-        self._on_removed(name)
+        self._cameras[name].close()
+        try:
+            if ended := self._ended.get(name):
+                await ended.wait()
+        finally:  # the name is free only once nothing of the camera is left
+            for kept in (self._cameras, self._hotplug, self._news, self._ended):
+                kept.pop(name, None)
+            self._frames.remove_camera(name)
+            self._on_removed(name)
 
     def close(self) -> None:
         """Ask all cameras to end."""
@@ -119,7 +121,7 @@ class Cameras(Mapping[str, Camera]):
                     self._tasks = None
                     self.close()
                     with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_s):
-                        for ended in self._ended.values():
+                        for ended in list(self._ended.values()):
                             await ended.wait()
                     late = [name for name, ended in self._ended.items() if not ended.is_set()]
                     hung = [name for name, camera in self._cameras.items() if camera.hung]

@@ -140,6 +140,7 @@ class Drops(Struct, frozen=True):
     full: int = 0
     stale: int = 0
     frozen: int = 0
+    damaged: int = 0
     shutdown: int = 0
 
 

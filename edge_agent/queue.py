@@ -17,7 +17,7 @@ from typing import Literal
 from edge_agent.config import DropPolicy
 from edge_agent.data import Frame, Message
 
-DropCause = Literal["full", "stale", "frozen", "shutdown"]
+DropCause = Literal["full", "stale", "frozen", "damaged", "shutdown"]
 
 _LOOK_S = 0.2  # how often a blocked putter looks whether its frame is still wanted
 _NEVER = -(1 << 63)

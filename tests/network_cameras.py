@@ -101,10 +101,14 @@ class MjpegServer:
         self._thread.join()
 
     def use_tls(self, certificate: Path, key: Path) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = self.url.replace("http:", "https:").replace("127.0.0.1", "localhost")
+        self.url = _use_tls(self._server, self.url, certificate, key)
+
+
+def _use_tls(server: ThreadingHTTPServer, url: str, certificate: Path, key: Path) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return url.replace("http:", "https:").replace("127.0.0.1", "localhost")
 
 
 class TcpServer:
@@ -259,3 +263,6 @@ class FileServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def use_tls(self, certificate: Path, key: Path) -> None:
+        self.url = _use_tls(self._server, self.url, certificate, key)

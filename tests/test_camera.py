@@ -245,6 +245,10 @@ def test_a_still_picture_is_told_from_a_moving_one() -> None:
     assert still.lasts_s(image, int(5.1e9)) == pytest.approx(5.1)
     image[::7] = 1
     assert still.lasts_s(image, int(6e9)) == 0
+    for second in range(100):  # a small thing that moves is a change, wherever it is
+        image[:] = 7
+        image[100 + second % 50 : 110 + second % 50, 333 + second] = 255
+        assert still.lasts_s(image, int((10 + second) * 1e9)) == 0
     assert StillPicture(0.0).lasts_s(image, int(1e15)) == 0
 
 
@@ -257,5 +261,8 @@ def test_buffers_that_are_given_back_are_lent_again() -> None:
     pool.give(b)
     assert pool.take((3, 4, 3)).shape == (3, 4, 3)
     assert pool.take((2, 4, 3)) is b
-    pool.give(a[:1])  # a view is not kept
+    pool.give(a[:1])  # a view is not kept, nor what it has not lent
+    stranger = np.empty((5, 5, 3), np.uint8)
+    pool.give(stranger)
     assert pool.take((1, 4, 3)).base is None
+    assert pool.take((5, 5, 3)) is not stranger

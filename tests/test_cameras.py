@@ -217,3 +217,56 @@ def test_the_last_hour_is_what_it_was(fps: float, minutes: int, losses: list[int
     assert hour.reconnects <= quality.reconnects == lost
     recent = [minute for minute in losses if minute < minutes - 1 and minutes - minute <= 58]
     assert hour.reconnects >= len(recent)
+
+
+def test_a_name_is_free_again_only_when_nothing_of_the_camera_is_left(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add("new", options())
+        await house.runs("new")
+        removing = asyncio.ensure_future(house.cameras.remove("new"))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="already"):
+            house.add("new", options())
+        await removing
+        house.add("new", options())
+        await house.until(lambda: house.frames.waiting("new") > 3)
+
+    live_in(tmp_path, test)
+
+
+def test_a_removal_that_is_cancelled_leaves_nothing_half_done(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        house.add("new", options())
+        await house.runs("new")
+        removing = asyncio.ensure_future(house.cameras.remove("new"))
+        await asyncio.sleep(0)
+        removing.cancel()
+        await asyncio.wait((removing,))
+        assert "new" not in house.cameras
+        house.add("new", options())
+        await house.runs("new")
+
+    assert live_in(tmp_path, test).removed == ["new"]
+
+
+def test_a_closed_camera_is_not_brought_back_by_a_change(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        camera = house.add("new", options())
+        await house.runs("new")
+        camera.close()
+        house.cameras.change("new", options(), sources.make(options()))
+        await house.until(lambda: camera.state.phase == "disabled")
+        camera.enable()
+        assert camera.step() is None
+
+    live_in(tmp_path, test)
+
+
+def test_a_camera_whose_queue_is_always_full_runs_all_the_same(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        eager = options(pace="fast", max_frames=2)
+        house.add("eager", eager)
+        await house.runs("eager")
+        assert house.frames.waiting("eager") == 2
+
+    live_in(tmp_path, test)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +15,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import config, sources
 from edge_agent.errors import SourceError
-from edge_agent.sources import Source, _mjpeg, _opencv, _pixels
+from edge_agent.sources import Source, _mjpeg, _opencv, _pixels, _rtsp
 from edge_agent.sources._clock import MediaClock
 from tests.network_cameras import FileServer, MjpegServer, TcpServer, say_garbage, say_nothing, synthetic_jpegs
 from tests.rigs import RtspServer, need_gstreamer, need_program
@@ -342,3 +347,109 @@ def test_hls_is_played_at_its_own_pace(tmp_path: Path) -> None:
         assert time.monotonic() - began > 0.9, "a second of pictures takes a second"
     assert found[0].shape == (240, 320, 3)
     assert np.abs(found[0].astype(int) - found[29]).max() > 50, "the ball has moved"
+
+
+def test_hls_over_https_is_refused_unless_nobody_is_to_be_trusted(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n")
+    server = FileServer(tmp_path)
+    server.use_tls(*certificate)
+    with server, pytest.raises(SourceError, match="segments") as caught:
+        make("http", url=f"{server.url}/live.m3u8", tls_ca=str(certificate[0])).open()
+    assert caught.value.reason == "tls"
+
+
+def test_a_silence_longer_than_opening_may_take_is_no_loss() -> None:
+    with MjpegServer(synthetic_jpegs()) as server:
+        source = make("http", url=server.url, open_timeout_s=0.5, stall_timeout_s=5.0)
+        source.open()
+        server.silent.set()
+        threading.Timer(1.0, server.silent.clear).start()
+        for _ in range(60):
+            assert source.grab() is not None
+        source.close()
+
+
+CHALLENGE = 'Digest realm="cam", nonce="n", algorithm={}'
+
+
+@pytest.mark.parametrize(
+    ("challenges", "starts"),
+    [
+        ([CHALLENGE.format("SHA-256"), CHALLENGE.format("MD5")], "Digest"),
+        ([CHALLENGE.format("SHA-512-256"), 'Basic realm="cam"'], "Basic YWRtaW46cEBzcw=="),
+        (['digest realm="cam", nonce="n"'], "Digest"),
+    ],
+)
+def test_a_login_is_answered_in_the_best_known_way(challenges: list[str], starts: str) -> None:
+    assert _rtsp._authorisation(challenges, "admin", "p@ss", "rtsp://cam/x").startswith(starts)
+
+
+def test_an_unknown_kind_of_login_is_auth_failed() -> None:
+    with pytest.raises(SourceError) as caught:
+        _rtsp._authorisation([CHALLENGE.format("SHA-256")], "admin", "p@ss", "rtsp://cam/x")
+    assert caught.value.reason == "auth_failed"
+
+
+def test_a_login_in_the_url_is_decoded() -> None:
+    asked: list[bytes] = []
+
+    def answer(link: socket.socket) -> None:
+        while request := link.recv(4096):
+            asked.append(request)
+            link.sendall(b'RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: Basic realm="cam"\r\n\r\n')
+
+    with TcpServer(answer) as server, pytest.raises(SourceError) as caught:
+        make("rtsp", url=f"rtsp://admin:p%40ss@127.0.0.1:{server.port}/x").open()
+    assert caught.value.reason == "auth_failed"
+    assert b"Basic YWRtaW46cEBzcw==" in asked[1]
+
+
+# What is shared by sources
+
+
+def test_streams_with_other_options_take_turns_and_none_is_starved() -> None:
+    options = _opencv._OptionsInEnvironment()
+    stop, entered = threading.Event(), threading.Event()
+
+    def keep_opening() -> None:
+        while not stop.is_set():
+            with options("a", 5.0):
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=keep_opening) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with options("b", 5.0):
+            entered.set()
+            assert os.environ[_opencv._FFMPEG_OPTIONS] == "b"
+            assert _opencv._FFMPEG_OPTIONS not in options.environment()
+            with pytest.raises(SourceError) as caught, options("c", 0.1):
+                pass
+            assert caught.value.reason == "timeout"
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert entered.is_set()
+    assert _opencv._FFMPEG_OPTIONS not in os.environ
+
+
+def test_what_is_no_v4l2_device_leaves_no_file_open() -> None:
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        with pytest.raises(SourceError) as caught:
+            make("v4l2", device="/dev/null").open()
+        assert caught.value.reason == "unsupported"
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_camera_in_a_process_imports_what_the_agent_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "pickle"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    source = make("synthetic", isolation="process", width=64, height=48)
+    assert pictures(source, 2)[1].shape == (48, 64, 3)

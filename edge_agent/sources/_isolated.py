@@ -1,8 +1,7 @@
 """A source in a process of its own, which can be killed when a driver hangs in it.
 
 The child opens, grabs and retrieves as it is told over a socket, and leaves pictures in shared memory. It
-ends when the socket closes, so that it does not outlive the agent, however that ends. Run as a module,
-this is the child.
+ends when the socket closes, so that it does not outlive the agent, however that ends.
 """
 
 from __future__ import annotations
@@ -26,10 +25,19 @@ import numpy as np
 from edge_agent.config import CameraOptions
 from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import EndOfStream, SourceError
+from edge_agent.sources import _opencv
 
 if TYPE_CHECKING:
     from edge_agent.sources import Source
 
+# The child looks for modules where its parent does, and not, as `python -m` would, in the working directory first.
+_CHILD = """
+import pickle, socket, sys
+link = socket.socket(fileno=int(sys.argv[1]))
+sys.path[:] = pickle.loads(link.recv(1 << 16))
+from edge_agent.sources._isolated import main
+main(link, int(sys.argv[2]))
+"""
 _POLL_S = 0.5
 _GOODBYE_S = 1.0  # a network camera wants to be told that we go
 _MESSAGE_BYTES = 1 << 16
@@ -54,7 +62,8 @@ class IsolatedSource:
 
     def open(self) -> VideoFormat:
         self.close()
-        self._child = _Child(self._class, self._options)
+        self._child = _Child()
+        self._child.load(self._class, self._options)
         opened: VideoFormat | None = self._child.ask("open", timeout_s=self._options.open_timeout_s)
         if opened is None:
             raise SourceError("it does not open in time", reason="timeout")
@@ -78,22 +87,29 @@ class IsolatedSource:
 class _Child:
     """The agent's end of a child process."""
 
-    def __init__(self, source_class: Callable[[CameraOptions], Source], options: CameraOptions) -> None:
+    def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory = os.memfd_create("pictures", os.MFD_CLOEXEC)
         try:
             os.ftruncate(memory, _MOST_PICTURE_BYTES)
             self._memory = mmap.mmap(memory, _MOST_PICTURE_BYTES)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(memory)],
+                [sys.executable, "-I", "-c", _CHILD, str(theirs.fileno()), str(memory)],
                 pass_fds=(theirs.fileno(), memory),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=_opencv.environment(),
             )
+        except OSError as error:
+            self._socket.close()
+            raise SourceError(f"no process for the camera: {error.strerror}") from error
         finally:
             theirs.close()
             os.close(memory)
         self._pending: object = None
+
+    def load(self, source_class: Callable[[CameraOptions], Source], options: CameraOptions) -> None:
+        """Tell the child where modules are, and which source to make."""
+        self._send(sys.path)
         self._send((source_class.__module__, getattr(source_class, "__qualname__", ""), options))
 
     def ask(self, *question: object, timeout_s: float) -> Any:
@@ -161,14 +177,13 @@ def _picture(memory: mmap.mmap, shape: tuple[int, ...]) -> Image:
 # The child
 
 
-def main(socket_fd: int, memory_fd: int) -> None:
+def main(link: socket.socket, memory_fd: int) -> None:
     """Answer until told to close, or until nobody is there to tell."""
     from edge_agent import logs
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the agent, which will tell us
     logs.configure(level="info", format="auto")
-    link = socket.socket(fileno=socket_fd)
     threading.Thread(target=_end_with, args=(link,), daemon=True).start()
     memory = mmap.mmap(memory_fd, _MOST_PICTURE_BYTES)
     module, name, options = pickle.loads(link.recv(_MESSAGE_BYTES))
@@ -208,7 +223,3 @@ def _end_with(link: socket.socket) -> None:
     hang_up.poll()
     time.sleep(_GOODBYE_S)  # for an orderly end, if the main thread can
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -49,9 +50,18 @@ class Capture:
 
     @classmethod
     def open(
-        cls, target: str, api: str, parameters: Mapping[str, float], *, ffmpeg_options: str = ""
+        cls,
+        target: str,
+        api: str,
+        parameters: Mapping[str, float],
+        *,
+        ffmpeg_options: str = "",
+        timeout_s: float = 10.0,
     ) -> Capture | None:
-        """A capture of `target` by the API `cv2.<api>`, with `cv2.<name>: value` parameters, or None."""
+        """A capture of `target` by the API `cv2.<api>`, with `cv2.<name>: value` parameters, or None.
+
+        `timeout_s` bounds the wait for other streams that are opened with other FFmpeg options.
+        """
         for problem in problems("this source"):
             raise SourceError(problem, reason="unsupported")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # failures are told by us, once
@@ -59,7 +69,7 @@ class Capture:
 
         _quieten()
         flat = [int(number) for name, value in parameters.items() for number in (getattr(cv2, name), value)]
-        with _options_in_environment(ffmpeg_options):
+        with _options_in_environment(ffmpeg_options, timeout_s):
             capture = cv2.VideoCapture(target, getattr(cv2, api), flat)
         if not capture.isOpened():
             capture.release()
@@ -105,34 +115,62 @@ def _quieten() -> None:
     set_level(2)  # errors only
 
 
+def environment() -> dict[str, str]:
+    """A copy of the environment, without what is in it for a stream that is being opened."""
+    return _options_in_environment.environment()
+
+
 class _OptionsInEnvironment:
     """The variable holds what whoever opens a stream wants; those who want the same may open at a time, so that
-    one camera that takes long to open does not keep its likes waiting."""
+    one camera that takes long to open does not keep its likes waiting. Others wait their turn."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._value: str | None = None
+        self._waiting: deque[object] = deque()
+        self._value = ""
         self._users = 0
+        self._before: str | None = None
 
     @contextmanager
-    def __call__(self, value: str) -> Iterator[None]:
+    def __call__(self, value: str, timeout_s: float) -> Iterator[None]:
         if not value:
             yield
             return
+        self._enter(value, timeout_s)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def environment(self) -> dict[str, str]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._users or self._value == value)
+            copied = dict(os.environ)
+            if self._users:
+                copied.pop(_FFMPEG_OPTIONS, None)
+            return copied
+
+    def _enter(self, value: str, timeout_s: float) -> None:
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            is_my_turn = self._changed.wait_for(
+                lambda: self._waiting[0] is turn and (not self._users or self._value == value), timeout_s
+            )
+            self._waiting.remove(turn)
+            self._changed.notify_all()
+            if not is_my_turn:
+                raise SourceError("other cameras, with other options, take too long to open", reason="timeout")
             if not self._users:
                 self._before = os.environ.get(_FFMPEG_OPTIONS)
             self._users, self._value = self._users + 1, value
             os.environ[_FFMPEG_OPTIONS] = value
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                if not self._users:
-                    _restore(_FFMPEG_OPTIONS, self._before)
-                    self._changed.notify_all()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            if not self._users:
+                _restore(_FFMPEG_OPTIONS, self._before)
+            self._changed.notify_all()
 
 
 _options_in_environment = _OptionsInEnvironment()

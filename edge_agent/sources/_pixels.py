@@ -23,6 +23,8 @@ def to_bgr(format: str, raw: Raw, width: int, height: int, stride: int, into: Im
     """
     import cv2
 
+    if not raw.size:
+        return None
     if format in ("MJPG", "JPEG"):
         return cv2.imdecode(raw, cv2.IMREAD_COLOR)  # type: ignore[return-value]
     channels, rows, code_name = _LAYOUTS[format]

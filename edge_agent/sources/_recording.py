@@ -41,7 +41,9 @@ class Recording:
         return [*_opencv.problems(f"the source {self._options.source!r}"), *self.path_problems()]
 
     def open(self) -> VideoFormat:
-        for problem in self.check():
+        for problem in _opencv.problems(f"the source {self._options.source!r}"):
+            raise SourceError(problem, reason="unsupported")
+        for problem in self.path_problems():
             raise SourceError(problem, reason="not_found")
         self._reader = _open(self._path)
         opened = self._reader.format()

@@ -8,20 +8,21 @@ import http.client
 import re
 import socket
 import ssl
+import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from edge_agent.errors import SourceError, SourceReason
 
 PORTS = {"rtsp": 554, "rtsps": 322}
-CODECS = frozenset(("H264", "H265", "JPEG", "MP4V-ES", "MPV", "H263-1998", "VP8", "VP9", "AV1"))
+CODECS = frozenset(("H264", "H265", "JPEG", "MP4V-ES", "MPV", "H263-1998", "VP8", "VP9", "AV1", "MP2T"))
 """Names of what OpenCV's FFmpeg can decode, as SDP writes them (RFC 8866, a=rtpmap)."""
 
-_STATIC_PAYLOADS = {26: "JPEG", 32: "MPV"}  # RFC 3551 gives them no rtpmap
+_STATIC_PAYLOADS = {26: "JPEG", 32: "MPV", 33: "MP2T"}  # RFC 3551 gives them no rtpmap
 _MOST_SDP_BYTES = 65536
 _REASONS: Mapping[int, SourceReason] = {401: "auth_failed", 403: "auth_failed", 404: "not_found", 410: "not_found"}
 
@@ -40,7 +41,7 @@ class Described:
 def described(
     url: str, *, username: str = "", password: str = "", timeout_s: float, tls: ssl.SSLContext | None = None
 ) -> Iterator[Described]:
-    """What the server says of `url`, with at most `timeout_s` for each of its answers.
+    """What the server says of `url` within `timeout_s`.
 
     The connection is held while inside: a server that makes streams on demand would else unmake this one,
     and refuse a player that comes meanwhile.
@@ -51,12 +52,16 @@ def described(
     parts = urlsplit(url)
     shown = f"{parts.hostname}:{parts.port or PORTS[parts.scheme]}"
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    authorise = _login(username or parts.username or "", password or parts.password or "", bare)
+    if not username:
+        username, password = unquote(parts.username or ""), unquote(parts.password or "")
+    until_s = time.monotonic() + timeout_s
     with _connected(parts.hostname or "", parts.port or PORTS[parts.scheme], timeout_s, tls) as link:
         try:
-            status, headers, sdp = _ask(link, bare, 1)
-            if status == 401 and username + (parts.username or ""):
-                status, headers, sdp = _ask(link, bare, 2, authorise(headers.get_all("WWW-Authenticate", [])))
+            status, headers, sdp = _ask(link, bare, 1, until_s)
+            if status == 401 and username:
+                challenges = headers.get_all("WWW-Authenticate", [])
+                login = _authorisation(challenges, username, password, bare)
+                status, headers, sdp = _ask(link, bare, 2, until_s, login)
         except TimeoutError as error:
             raise SourceError(f"{shown} accepts connections and says nothing", reason="timeout") from error
         except OSError as error:
@@ -91,19 +96,24 @@ def _connected(host: str, port: int, timeout_s: float, tls: ssl.SSLContext | Non
         return link
     try:
         return tls.wrap_socket(link, server_hostname=host)
+    except (TimeoutError, ConnectionError) as error:
+        link.close()
+        reason: SourceReason = "timeout" if isinstance(error, TimeoutError) else "disconnected"
+        raise SourceError(f"{shown} does not answer to TLS: {error}", reason=reason) from error
     except (OSError, ssl.SSLError, ssl.CertificateError) as error:
         link.close()
-        reason = getattr(error, "verify_message", "") or str(error)
-        raise SourceError(f"{shown}: no trusted TLS connection: {reason}", reason="tls") from error
+        why = getattr(error, "verify_message", "") or str(error)
+        raise SourceError(f"{shown}: no trusted TLS connection: {why}", reason="tls") from error
 
 
 def _ask(
-    link: socket.socket, url: str, number: int, authorisation: str = ""
+    link: socket.socket, url: str, number: int, until_s: float, authorisation: str = ""
 ) -> tuple[int, http.client.HTTPMessage, str]:
     login = f"Authorization: {authorisation}\r\n" if authorisation else ""
     request = (
         f"DESCRIBE {url} RTSP/1.0\r\nCSeq: {number}\r\nAccept: application/sdp\r\nUser-Agent: edge-agent\r\n{login}\r\n"
     )
+    link.settimeout(max(0.1, until_s - time.monotonic()))
     link.sendall(request.encode())
     with link.makefile("rb") as answer:
         status = _status(answer)
@@ -122,21 +132,19 @@ def _status(answer: BinaryIO) -> int:
     return int(match.group(1))
 
 
-def _login(username: str, password: str, url: str) -> Callable[[list[str]], str]:
-    """What answers a challenge: Digest (RFC 2617) if the server knows it, else Basic. urllib knows both."""
-
-    def authorise(challenges: list[str]) -> str:
-        request = urllib.request.Request(url, method="DESCRIBE")
-        request.selector = url
-        digest = urllib.request.HTTPDigestAuthHandler(_OneLogin(username, password))
-        for challenge in challenges:
-            scheme, _, rest = challenge.partition(" ")
-            if scheme.lower() == "digest":
-                fields = urllib.request.parse_keqv_list(list(filter(None, urllib.request.parse_http_list(rest))))
-                return f"Digest {digest.get_authorization(request, fields)}"
+def _authorisation(challenges: list[str], username: str, password: str, url: str) -> str:
+    """What answers a challenge: Digest (RFC 2617) if one is offered that urllib can, else Basic if offered."""
+    request = urllib.request.Request(url, method="DESCRIBE")
+    request.selector = url
+    digest = urllib.request.HTTPDigestAuthHandler(_OneLogin(username, password))
+    offered = [challenge.partition(" ") for challenge in challenges]
+    for scheme, _, rest in offered:
+        fields = urllib.request.parse_keqv_list(list(filter(None, urllib.request.parse_http_list(rest))))
+        if scheme.lower() == "digest" and fields.get("algorithm", "MD5").upper() in ("MD5", "SHA"):
+            return f"Digest {digest.get_authorization(request, fields)}"
+    if any(scheme.lower() == "basic" for scheme, _, _ in offered):
         return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
-
-    return authorise
+    raise SourceError("the camera wants a login of a kind that is not known here", reason="auth_failed")
 
 
 class _OneLogin(urllib.request.HTTPPasswordMgr):

@@ -6,6 +6,7 @@ https://docs.kernel.org/userspace-api/media/v4l/v4l2.html
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -87,7 +88,6 @@ class Taken:
     index: int
     nbytes: int
     captured_ns: int | None
-    sequence: int
     is_damaged: bool
 
 
@@ -97,9 +97,13 @@ class Device:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._buffers: list[mmap.mmap] = []
+        try:
+            answer = self._call(_QUERYCAP, bytearray(104))
+        except OSError:  # no V4L2 device, or it has just gone
+            self.close()
+            raise
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        answer = self._call(_QUERYCAP, bytearray(104))
         _, card, bus, _, everything, here = struct.unpack_from("<16s32s32s3I", answer)
         self.card, self.bus = _text(card), _text(bus)
         capabilities = here or everything
@@ -166,10 +170,10 @@ class Device:
         if not self._poll.poll(timeout_s * 1000):
             return None
         fields = _BUFFER.unpack(self._call(_DQBUF, self._buffer(0)))
-        index, nbytes, flags, seconds, microseconds, sequence = (fields[i] for i in (0, 2, 3, 6, 7, 9))
+        index, nbytes, flags, seconds, microseconds = (fields[i] for i in (0, 2, 3, 6, 7))
         is_monotonic = flags & _TIMESTAMP_MASK == _TIMESTAMP_MONOTONIC
         captured_ns = seconds * 1_000_000_000 + microseconds * 1000 if is_monotonic else None
-        return Taken(index, nbytes, captured_ns, sequence, bool(flags & _BUFFER_ERROR))
+        return Taken(index, nbytes, captured_ns, bool(flags & _BUFFER_ERROR))
 
     def bytes_of(self, taken: Taken) -> Raw:
         """A view of the picture, valid until it is given back."""
@@ -188,9 +192,10 @@ class Device:
         except OSError:  # the device may be gone
             pass
         finally:
-            for buffer in self._buffers:
-                buffer.close()
             os.close(fd)
+            for buffer in self._buffers:
+                with contextlib.suppress(BufferError):  # a picture of it is still looked at; it goes with that
+                    buffer.close()
 
     def _call(self, request: int, structure: bytearray) -> bytearray:
         fcntl.ioctl(self._fd, request, structure, True)

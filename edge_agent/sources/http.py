@@ -96,24 +96,32 @@ class HttpSource:
             urllib.request.HTTPSHandler(
                 context=_tls.context(self._options.tls_ca, insecure=self._options.tls_insecure)
             ),
-            urllib.request.HTTPDigestAuthHandler(logins),
+            _Digest(logins),
             urllib.request.HTTPBasicAuthHandler(logins),
         )
         try:
-            return opener.open(bare, timeout=min(o.open_timeout_s, 2 * o.stall_timeout_s))  # of every read, too
+            answer = opener.open(bare, timeout=o.open_timeout_s)
         except urllib.error.HTTPError as error:
             error.close()
             reason = _REASONS.get(error.code, "error")
             raise SourceError(f"{self._shown()} answers {error.code} {error.reason}", reason=reason) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise _as_source_error(self._shown(), error) from error
+        _set_timeout(answer, 2 * o.stall_timeout_s)
+        return answer
 
     def _hls(self) -> _Hls:
         o = self._options
         bare, username, password = self._login()
         parts = urlsplit(bare)
         login = f"{quote(username, safe='')}:{quote(password, safe='')}@" if username else ""
-        secure = parts.scheme == "https" and not o.tls_insecure
+        if parts.scheme == "https" and not o.tls_insecure:
+            raise SourceError(
+                "HLS over https: FFmpeg checks the playlist's certificate and not those of the segments; if that "
+                "will do, set tls_insecure = true",
+                reason="tls",
+            )
+        began_s = time.monotonic()
         capture = _opencv.Capture.open(
             urlunsplit(parts._replace(netloc=login + parts.netloc)),
             "CAP_FFMPEG",
@@ -121,10 +129,12 @@ class HttpSource:
                 "CAP_PROP_OPEN_TIMEOUT_MSEC": o.open_timeout_s * 1000,
                 "CAP_PROP_READ_TIMEOUT_MSEC": 2 * o.stall_timeout_s * 1000,
             },
-            ffmpeg_options="|".join(_tls.ffmpeg_options(o.tls_ca)) if secure else "",
+            ffmpeg_options="tls_verify;0",
+            timeout_s=o.open_timeout_s,
         )
         if capture is None:
-            raise SourceError(f"{self._shown()} has a playlist that does not play", reason="unsupported_codec")
+            reason: SourceReason = "timeout" if time.monotonic() - began_s > 0.9 * o.open_timeout_s else "error"
+            raise SourceError(f"{self._shown()} has a playlist that does not play", reason=reason)
         return _Hls(capture, self._shown(), 2 * o.stall_timeout_s)
 
     def _login(self) -> tuple[str, str, str]:
@@ -227,6 +237,23 @@ class _Hls:
         if self._began is None or not -1.0 < self._began[0] + stream_s - self._began[1] - now_s < 30.0:
             self._began = now_s, stream_s  # the first, or so late or early that the pace starts anew
         return self._began[0] + stream_s - self._began[1]
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """urllib's, but a challenge that it does not know is a refusal and not a fault."""
+
+    def http_error_401(self, *arguments: Any) -> Any:
+        try:
+            return super().http_error_401(*arguments)
+        except ValueError:  # another algorithm, or Basic alone, which the next handler answers
+            return None
+
+
+def _set_timeout(answer: Any, timeout_s: float) -> None:
+    """Bound each read of the body; http.client has no way of its own for that once it is connected."""
+    link = getattr(getattr(answer.fp, "raw", None), "_sock", None)
+    if link is not None:
+        link.settimeout(timeout_s)
 
 
 def _as_source_error(shown: str, error: Exception) -> SourceError:

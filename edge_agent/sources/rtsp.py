@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from edge_agent.config import CameraOptions, ConfigPath, Count, Secret
 from edge_agent.data import Image, VideoFormat
-from edge_agent.errors import SourceError
+from edge_agent.errors import SourceError, SourceReason
 from edge_agent.sources import LiveOptions, _opencv, _rtsp, _tls
 from edge_agent.sources._clock import MediaClock
 
@@ -19,6 +20,7 @@ _TRANSPORTS = {"tcp": "rtsp_transport;tcp", "udp": "rtsp_transport;udp", "auto":
 _PROBE = "analyzeduration;100000"  # µs; FFmpeg's own 5 s would cost 2 s before the first picture, and age it so
 _ASK_AGAIN_NS = 30_000_000_000
 _HICCUP_NS, _AFTER_HICCUP_NS = 500_000_000, 5_000_000_000
+_ASK_TIMEOUT_S = 3.0
 
 
 class RtspOptions(LiveOptions, kw_only=True):
@@ -43,8 +45,7 @@ class RtspSource:
         self._options = options
         self._capture: _opencv.Capture | None = None
         self._clock = MediaClock()
-        self._described: _rtsp.Described | None = None
-        self._last_asked_ns = 0
+        self._shape: _ShapeWatch | None = None
         self._arrived_ns = 0
         self._read_timeout_s = 2 * options.stall_timeout_s
 
@@ -63,15 +64,17 @@ class RtspSource:
         for problem in self.check():
             raise SourceError(problem, reason="unsupported")
         o = self._options
+        until_s = time.monotonic() + o.open_timeout_s
         with self._asked(o.open_timeout_s / 2) as described:
             if described.fps:
                 self._read_timeout_s = max(self._read_timeout_s, 6 / described.fps)
-            self._capture = self._play()
+            self._capture = self._play(max(1.0, until_s - time.monotonic()))
         if self._capture is None:
-            raise SourceError(f"{self._shown()} answers, and then does not play {described.codec}", reason="timeout")
-        self._described = described
+            reason: SourceReason = "timeout" if time.monotonic() > until_s - 0.5 else "error"
+            raise SourceError(f"{self._shown()} answers, and then does not play {described.codec}", reason=reason)
         self._clock = MediaClock()
-        self._last_asked_ns = self._arrived_ns = time.monotonic_ns()
+        self._arrived_ns = time.monotonic_ns()
+        self._shape = _ShapeWatch(described, lambda: self._asked(_ASK_TIMEOUT_S))
         opened = self._capture.format()
         return VideoFormat(opened.width, opened.height, described.fps or opened.fps)
 
@@ -85,7 +88,10 @@ class RtspSource:
             raise SourceError(f"{self._shown()} sent nothing for {self._read_timeout_s:g} s", reason="stalled")
         if not is_there:
             raise SourceError(f"{self._shown()} ended the stream", reason="disconnected")
-        self._require_same_shape(arrived_ns)
+        is_hiccup = arrived_ns - self._arrived_ns > _HICCUP_NS
+        self._arrived_ns = arrived_ns
+        if self._shape and self._shape.has_changed(arrived_ns, _AFTER_HICCUP_NS if is_hiccup else _ASK_AGAIN_NS):
+            raise SourceError(f"{self._shown()} changed its stream's size or codec", reason="disconnected")
         return self._clock.captured_ns(self._capture.stream_s(), arrived_ns)
 
     def retrieve(self, into: Image) -> Image | None:
@@ -102,33 +108,18 @@ class RtspSource:
         password = o.password.reveal() if o.password else ""
         return _rtsp.described(o.url, username=o.username, password=password, timeout_s=timeout_s, tls=self._tls())
 
-    def _play(self) -> _opencv.Capture | None:
+    def _play(self, timeout_s: float) -> _opencv.Capture | None:
         return _opencv.Capture.open(
             self._url_with_credentials(),
             "CAP_FFMPEG",
             {
-                "CAP_PROP_OPEN_TIMEOUT_MSEC": self._options.open_timeout_s * 1000,
+                "CAP_PROP_OPEN_TIMEOUT_MSEC": timeout_s * 1000,
                 "CAP_PROP_READ_TIMEOUT_MSEC": self._read_timeout_s * 1000,
                 "CAP_PROP_N_THREADS": self._options.threads,
             },
             ffmpeg_options=self._ffmpeg_options(),
+            timeout_s=timeout_s,
         )
-
-    def _require_same_shape(self, arrived_ns: int) -> None:
-        """Ask the server again now and then, and after each hiccup: OpenCV goes on in the old size when the
-        stream's changes. Raises `SourceError` where it has."""
-        before, self._arrived_ns = self._arrived_ns, arrived_ns
-        pause_ns = _AFTER_HICCUP_NS if arrived_ns - before > _HICCUP_NS else _ASK_AGAIN_NS
-        if self._described is None or not self._described.shape or arrived_ns - self._last_asked_ns < pause_ns:
-            return
-        self._last_asked_ns = arrived_ns
-        try:
-            with self._asked(1.0) as described:
-                pass
-        except SourceError:
-            return  # busy elsewhere; it still sends
-        if (described.codec, described.shape) != (self._described.codec, self._described.shape):
-            raise SourceError(f"{self._shown()} changed its stream's size or codec", reason="disconnected")
 
     def _tls(self) -> ssl.SSLContext | None:
         o = self._options
@@ -165,3 +156,32 @@ class RtspSource:
 
 
 Source = RtspSource
+
+
+class _ShapeWatch:
+    """Asks the server again now and then, in a thread for that long: OpenCV goes on in the old size when the
+    stream's changes."""
+
+    def __init__(self, described: _rtsp.Described, ask: Callable[[], AbstractContextManager[_rtsp.Described]]) -> None:
+        self._described = described
+        self._ask = ask
+        self._asked_ns = time.monotonic_ns()
+        self._is_asking = False
+        self._has_changed = False
+
+    def has_changed(self, now_ns: int, pause_ns: int) -> bool:
+        """What the last answer said; it is asked anew if that is longer ago than `pause_ns`."""
+        if self._described.shape and not self._is_asking and now_ns - self._asked_ns >= pause_ns:
+            self._asked_ns, self._is_asking = now_ns, True
+            threading.Thread(target=self._run, name="ask", daemon=True).start()
+        return self._has_changed
+
+    def _run(self) -> None:
+        before = self._described
+        try:
+            with self._ask() as now:
+                self._has_changed = (now.codec, now.shape) != (before.codec, before.shape)
+        except SourceError:
+            return  # busy elsewhere; it still sends
+        finally:
+            self._is_asking = False

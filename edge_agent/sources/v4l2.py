@@ -92,7 +92,7 @@ class V4l2Source:
         except OSError as error:
             reason: SourceReason = "disconnected" if error.errno in (errno.ENODEV, errno.ENXIO) else "error"
             raise SourceError(f"{self._options.device} failed: {error.strerror}", reason=reason) from error
-        if self._taken is None or self._taken.is_damaged:
+        if self._taken is None:
             return None
         now_ns = time.monotonic_ns()
         stamped_ns = self._taken.captured_ns
@@ -101,6 +101,8 @@ class V4l2Source:
     def retrieve(self, into: Image) -> Image | None:
         assert self._device is not None and self._taken is not None and self._mode is not None, "grab() comes first"
         mode = self._mode
+        if self._taken.is_damaged:
+            return None
         raw = self._device.bytes_of(self._taken)
         return _pixels.to_bgr(mode.format, raw, mode.width, mode.height, mode.stride, into)
 

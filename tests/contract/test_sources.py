@@ -85,6 +85,7 @@ def test_it_opens_reads_and_closes(source: Source) -> None:
         assert image.shape == (120, 160, 3)
         assert image.dtype == np.uint8
         assert image.std() > 5
+        assert image is buffer or not np.shares_memory(image, buffer)
         times.append(captured_ns)
     assert times == sorted(times)
     assert 0 <= time.monotonic_ns() - times[-1] < 5e9, "on the monotonic clock"

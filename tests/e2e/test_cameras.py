@@ -207,7 +207,7 @@ def test_a_driver_that_hangs_is_killed_with_its_process_and_the_camera_goes_on(
         sick.comes_to("running")
         assert agent.stop() == 0
         assert not psutil.Process().children() or all(
-            "_isolated" not in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)
+            "isolated" not in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)
         )
     assert len(probe.on("cameras/sick/results")) > 30
     lost_nothing(probe)
