@@ -76,7 +76,7 @@ COMPARISONS = (
         "rtsp-5fps",
         "rtsp",
         bar=0.5,
-        known="pictures build on one another: all are decoded, and only turning them into BGR is saved",
+        known="all pictures are decoded, since they build on one another; the more bits, the less is saved",
     ),
     Comparison("http-5fps", "http", bar=0.5),
     Comparison("rtsp-process", "rtsp"),
