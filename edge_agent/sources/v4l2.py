@@ -82,7 +82,7 @@ class V4l2Source:
         except OSError as error:
             raise _as_source_error(path, error) from error
         assert self._mode is not None
-        return VideoFormat(self._mode.width, self._mode.height, _lesser(self._mode.fps, self._options.fps))
+        return VideoFormat(self._mode.width, self._mode.height, self._mode.fps)
 
     def grab(self) -> int | None:
         assert self._device is not None, "open() comes first"
@@ -185,7 +185,3 @@ def _as_source_error(path: str, error: OSError) -> SourceError:
     reason = _REASONS.get(error.errno, "error")
     hint = "; another program uses it" if reason == "device_busy" else ""
     return SourceError(f"{path}: {error.strerror}{hint}", reason=reason)
-
-
-def _lesser(*rates: float | None) -> float | None:
-    return min((rate for rate in rates if rate), default=None)

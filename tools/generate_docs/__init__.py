@@ -38,11 +38,16 @@ def asyncapi() -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": {name: _operation(name) for name in channels},
-        "components": {"schemas": {**schemas, **arguments}},
+        "components": {"schemas": {name: _one_line(schema) for name, schema in {**schemas, **arguments}.items()}},
         "x-commands": {
             name: {"args": f"#/components/schemas/{kind.__name__}"} for name, kind in commands.registered().items()
         },
     }
+
+
+def _one_line(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the line breaks of the docstring, whose indentation is not the same in every Python."""
+    return {**schema, "description": " ".join(schema["description"].split())} if "description" in schema else schema
 
 
 def _channel_name(leaf: str) -> str:
