@@ -102,7 +102,8 @@ class Session:
             return
         if self._thinner and not self._thinner.wants(captured_ns):
             self._quality.skipped += 1
-            self._live(captured_ns)
+            if self.complaint is None:  # else only a picture that was looked at can say that all is well again
+                self._live(captured_ns)
             return
         self._deliver(self._source, captured_ns)
 

@@ -18,6 +18,7 @@ from edge_agent.errors import SourceError
 from edge_agent.frames import FramePool
 from edge_agent.queue import FrameQueue, QueueLimits
 from edge_agent.session import Session
+from edge_agent.sources import LiveOptions
 
 Fault = Literal["gone", "silent", "hung", "frozen", "held", "raises", "refuses", "damaged"]
 SHAPE = (2, 4, 3)
@@ -136,7 +137,7 @@ class Simulation:
         self._looking: dict[str, int] = {}
         for name, fake in fakes.items():
             self.frames.add_camera(name, limits or QueueLimits())
-            self._add(name, fake, CameraOptions(source="fake", **(options or {})))
+            self._add(name, fake, LiveOptions(source="fake", **(options or {})))
 
     @property
     def now_s(self) -> float:

@@ -107,6 +107,21 @@ def test_a_frozen_camera_stays_frozen_through_reconnection_until_the_picture_cha
     assert done.told["a"].phases[-1] == ("running", None)
 
 
+def test_pictures_that_are_passed_over_do_not_hide_that_the_others_are_frozen() -> None:
+    done = simulate(60.0, faults=[(10.0, 40.0, "frozen")], options={"fps": 2.0})
+    told = done.told["a"]
+    assert told.phases[:4] == [
+        ("connecting", None),
+        ("running", None),
+        ("stalled", "frozen"),
+        ("backoff", "frozen"),
+    ]
+    assert ("running", None) not in told.phases[2:-1]
+    assert told.phases[-1] == ("running", None)
+    assert len(told.frames) == pytest.approx(2 * 35, abs=8), "the frozen ones are not among them"
+    assert done.cameras["a"].quality.skipped > 3 * len(told.frames)
+
+
 @pytest.mark.parametrize("kind", [ValueError, MemoryError, SystemExit, KeyboardInterrupt, StopIteration, OSError])
 def test_whatever_a_source_raises_is_an_error_of_that_camera(kind: type[BaseException]) -> None:
     done = simulate(60.0, faults=[(10.0, 12.0, "raises")], raises=lambda: kind("what?"))
