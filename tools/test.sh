@@ -7,14 +7,22 @@ failed=0 count=0
 pythons=$(mktemp)
 trap 'rm -f "$pythons"' EXIT
 tools/pythons.sh >"$pythons"
+
 while read -r version path <&3; do
-    count=$((count + 1))
     dir=.venv-test-$version
     constraints=tests/constraints-$version.txt
     [ -f "$constraints" ] || constraints=
     if [ ! -e "$dir/.installed" ] || [ pyproject.toml -nt "$dir/.installed" ]; then
-        tools/venv.sh "$dir" test "$path" "$constraints" || exit 1
+        rm -f "$dir/.installed"
+        tools/venv.sh "$dir" test "$path" "$constraints" &
     fi
+done 3<"$pythons"
+wait
+
+while read -r version path <&3; do
+    count=$((count + 1))
+    dir=.venv-test-$version
+    [ -e "$dir/.installed" ] || exit 1
     case $count in
     1) marks="not gpu" ;;
     2) marks="not gpu and not soak" ;;

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests import schemas
 from tests.rigs import SHARED, AgentProcess, Broker, Probe, RtspServer, config, encode_h264, need_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 # People in frames 0, 10, …, 190 of vtest_200.avi, as counted with other code at a score of 0.5 or more.
 PEOPLE = (4, 5, 5, 4, 7, 5, 5, 6, 6, 7, 7, 6, 8, 7, 7, 8, 7, 7, 8, 8)
