@@ -210,7 +210,7 @@ class StillPicture:
     def lasts_s(self, image: Image, captured_ns: int) -> float:
         """For how many seconds this picture has been shown; 0 while that is not worth a complaint.
 
-        Every pixel counts, and so it looks once a second: some 4 ms at 1920x1080.
+        Every pixel counts, and so it looks once a second: some 1.5 ms at 1920x1080 on an x86 core.
         """
         if not self._limit_ns:
             return 0.0

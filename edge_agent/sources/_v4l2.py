@@ -42,7 +42,7 @@ _REQBUFS, _QUERYBUF = _code(_BOTH, 8, 20), _code(_BOTH, 9, 88)
 _QBUF, _DQBUF = _code(_BOTH, 15, 88), _code(_BOTH, 17, 88)
 _STREAMON, _STREAMOFF = _code(_WRITE, 18, 4), _code(_WRITE, 19, 4)
 _G_PARM, _S_PARM = _code(_BOTH, 21, 204), _code(_BOTH, 22, 204)
-_G_CTRL, _S_CTRL = _code(_BOTH, 27, 8), _code(_BOTH, 28, 8)
+_S_CTRL = _code(_BOTH, 28, 8)
 _QUERYCTRL = _code(_BOTH, 36, 68)
 _ENUM_FRAMESIZES, _ENUM_FRAMEINTERVALS = _code(_BOTH, 74, 44), _code(_BOTH, 75, 52)
 _BUFFER = struct.Struct("<6I 2q 16s 2I Q 2I 4x 4x")
@@ -150,10 +150,6 @@ class Device:
 
     def set_control(self, control: Control, value: int) -> None:
         self._call(_S_CTRL, bytearray(struct.pack("<Ii", control.id, value)))
-
-    def get_control(self, control: Control) -> int:
-        answer = self._call(_G_CTRL, bytearray(struct.pack("<Ii", control.id, 0)))
-        return int(struct.unpack("<Ii", answer)[1])
 
     def start(self, count: int = 4) -> None:
         """Map buffers and let pictures come."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edge_agent.config import CameraOptions
 from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import SourceError, SourceReason
 from edge_agent.sources import LiveOptions, _opencv, _pixels
+from edge_agent.sources._player import Playing
 
 _POLL_NS = 500_000_000
 _MOST_AGE_NS = 60_000_000_000  # an older time stamp is from another clock
@@ -29,7 +30,7 @@ class GstreamerOptions(LiveOptions, kw_only=True):
     pipeline: str
 
 
-class GstreamerSource:
+class GstreamerSource(Playing):
     """Pictures from the pipeline's appsink, in one of BGR, BGRx, YUY2, NV12 and GRAY8."""
 
     Options: ClassVar[type[CameraOptions]] = GstreamerOptions
@@ -37,7 +38,6 @@ class GstreamerSource:
 
     def __init__(self, options: GstreamerOptions) -> None:
         self._options = options
-        self._player: _Player | None = None
 
     def check(self) -> Sequence[str]:
         found = list(_opencv.problems("the source 'gstreamer'"))
@@ -50,31 +50,11 @@ class GstreamerSource:
     def open(self) -> VideoFormat:
         for problem in self.check():
             raise SourceError(problem, reason="unsupported")
-        self._player = _Gi(self._options.pipeline) if _has_gi() else _OpenCv(self._options.pipeline)
-        return self._player.start(self._options.open_timeout_s)
-
-    def grab(self) -> int | None:
-        assert self._player is not None, "open() comes first"
-        return self._player.grab()
-
-    def retrieve(self, into: Image) -> Image | None:
-        assert self._player is not None, "grab() comes first"
-        return self._player.retrieve(into)
-
-    def close(self) -> None:
-        if self._player is not None:
-            self._player.close()
-            self._player = None
+        self._player = player = _Gi(self._options.pipeline) if _has_gi() else _OpenCv(self._options.pipeline)
+        return player.start(self._options.open_timeout_s)
 
 
 Source = GstreamerSource
-
-
-class _Player(Protocol):
-    def start(self, timeout_s: float) -> VideoFormat: ...
-    def grab(self) -> int | None: ...
-    def retrieve(self, into: Image) -> Image | None: ...
-    def close(self) -> None: ...
 
 
 class _Gi:

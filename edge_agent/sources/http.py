@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from edge_agent.config import CameraOptions, ConfigPath, Secret
 from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import SourceError, SourceReason
-from edge_agent.sources import LiveOptions, _mjpeg, _opencv, _pixels, _tls
+from edge_agent.sources import LiveOptions, _mjpeg, _opencv, _pixels, _tls, _url
 from edge_agent.sources._clock import MediaClock
+from edge_agent.sources._player import Playing
 
 _PLAYLISTS = ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl")
 _REASONS: Mapping[int, SourceReason] = {401: "auth_failed", 403: "auth_failed", 404: "not_found", 410: "not_found"}
@@ -35,7 +36,7 @@ class HttpOptions(LiveOptions, kw_only=True):
     tls_insecure: bool = False
 
 
-class HttpSource:
+class HttpSource(Playing):
     """What the server sends at `url` decides how it is read: a multipart body, or an HLS playlist."""
 
     Options: ClassVar[type[CameraOptions]] = HttpOptions
@@ -43,18 +44,9 @@ class HttpSource:
 
     def __init__(self, options: HttpOptions) -> None:
         self._options = options
-        self._player: _Player | None = None
 
     def check(self) -> Sequence[str]:
-        found = list(_opencv.problems("the source 'http'"))
-        try:
-            parts = urlsplit(self._options.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            found.append("url: not of the form http://host[:port]/path or https://…")
-        return found
+        return [*_opencv.problems("the source 'http'"), *_url.problems(self._options.url, ("http", "https"))]
 
     def open(self) -> VideoFormat:
         for problem in self.check():
@@ -62,28 +54,15 @@ class HttpSource:
         answer = self._get()
         kind = answer.headers.get("Content-Type", "")
         if boundary := _mjpeg.boundary_of(kind):
-            self._player = _MotionJpeg(answer, boundary, self._shown())
-            return self._player.start()
+            self._player = pictures = _MotionJpeg(answer, boundary, self._shown())
+            return pictures.start()
         answer.close()
         if kind.partition(";")[0].strip().lower() in _PLAYLISTS or urlsplit(self._options.url).path.endswith(".m3u8"):
-            self._player = self._hls()
-            return self._player.start()
+            self._player = segments = self._hls()
+            return segments.start()
         raise SourceError(
             f"{self._shown()} sends {kind or 'something unnamed'}, neither Motion-JPEG nor HLS", reason="unsupported"
         )
-
-    def grab(self) -> int | None:
-        assert self._player is not None, "open() comes first"
-        return self._player.grab()
-
-    def retrieve(self, into: Image) -> Image | None:
-        assert self._player is not None, "grab() comes first"
-        return self._player.retrieve(into)
-
-    def close(self) -> None:
-        if self._player is not None:
-            self._player.close()
-            self._player = None
 
     def _get(self) -> Any:
         """The open answer to a GET. Raises `SourceError` with the reason why there is none."""
@@ -152,13 +131,6 @@ class HttpSource:
 
 
 Source = HttpSource
-
-
-class _Player(Protocol):
-    def start(self) -> VideoFormat: ...
-    def grab(self) -> int | None: ...
-    def retrieve(self, into: Image) -> Image | None: ...
-    def close(self) -> None: ...
 
 
 class _MotionJpeg:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from edge_agent.config import CameraOptions, ConfigPath, Count, Secret
 from edge_agent.data import Image, VideoFormat
 from edge_agent.errors import SourceError, SourceReason
-from edge_agent.sources import LiveOptions, _opencv, _rtsp, _tls
+from edge_agent.sources import LiveOptions, _opencv, _rtsp, _tls, _url
 from edge_agent.sources._clock import MediaClock
 
 _TRANSPORTS = {"tcp": "rtsp_transport;tcp", "udp": "rtsp_transport;udp", "auto": "rtsp_flags;prefer_tcp"}
@@ -50,15 +50,7 @@ class RtspSource:
         self._read_timeout_s = 2 * options.stall_timeout_s
 
     def check(self) -> Sequence[str]:
-        found = list(_opencv.problems("the source 'rtsp'"))
-        try:
-            parts = urlsplit(self._options.url)
-            usable = parts.scheme in _rtsp.PORTS and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            found.append("url: not of the form rtsp://host[:port]/path or rtsps://…")
-        return found
+        return [*_opencv.problems("the source 'rtsp'"), *_url.problems(self._options.url, _rtsp.PORTS)]
 
     def open(self) -> VideoFormat:
         for problem in self.check():
