@@ -27,11 +27,12 @@ from edge_agent.check import Parts, gather
 from edge_agent.commands import Dispatcher
 from edge_agent.config import Config, MqttOptions
 from edge_agent.data import Frame, Message
-from edge_agent.errors import CommandError, EngineError, ModelError
+from edge_agent.errors import CommandError, EngineError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.frames import FramePool
 from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
 from edge_agent.model_slot import ModelSlot
+from edge_agent.models.engines import Progress, is_built
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.mqtt import Link
 from edge_agent.pipeline import Reporter, infer
@@ -44,6 +45,9 @@ from edge_agent.stats import LineStats
 from edge_agent.threads import OwnerThread, in_thread
 
 log = structlog.get_logger()
+
+_LAST_WORDS_S = 1.0
+"""For an orderly end when the GPU is lost."""
 
 
 async def run(config: Config, stop: asyncio.Event) -> None:
@@ -68,13 +72,17 @@ class Agent:
     """The parts of a running agent and how long each lives; the `Services` of the commands."""
 
     def __init__(self, config: Config, parts: Parts, *, loader: OwnerThread, chores: OwnerThread) -> None:
+        self._loop = asyncio.get_running_loop()
         self.topics = Topics(config.mqtt.prefix, parts.device)
         self.has_tried_its_model = asyncio.Event()
         self._config = config
         self._parts = parts
         self._loader = loader
         self._chores = chores
-        self._pool = FramePool()
+        self._pool = FramePool(allocate=parts.new_image)
+        self._engine_trouble = parts.backend.trouble
+        self._gpu_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end_within_s = config.agent.shutdown_timeout_s
         self._frames = FrameQueue(release=self._release)
         self._outbox = Outbox(max_results=config.mqtt.max_queued_results)
         self._stats = LineStats()
@@ -105,6 +113,7 @@ class Agent:
             link=self._link,
             outbox=self._outbox,
             stats=self._stats,
+            engine_trouble=lambda: self._engine_trouble,
             interval_s=config.stats.interval_s,
         )
         for name, options in config.cameras.items():
@@ -132,9 +141,12 @@ class Agent:
         async with anyio.create_task_group() as tasks:
             finished = _start(tasks, self._infer)
             tasks.start_soon(self._activate_configured)
+            tasks.start_soon(self._watch_gpu)
             try:
                 yield
             finally:
+                if self._parts.engines is not None:
+                    self._parts.engines.cancel()
                 self._frames.close()
                 with anyio.CancelScope(shield=True):
                     came_back = await _ended(finished, within_s=self._share(0.2))
@@ -166,8 +178,8 @@ class Agent:
     def announce_running(self) -> None:
         self._reports.enter("running")
         mqtt, model = self._config.mqtt, self.slot.active
-        because = self._parts.backend_reason
-        log.info("agent.running", device=self.topics.device, backend=self._parts.backend, because=because)
+        backend = self._parts.backend
+        log.info("agent.running", device=self.topics.device, backend=backend.name, because=backend.because)
         log.info("agent.results", topic=self.topics.camera("+", "results"), broker=f"{mqtt.host}:{mqtt.port}")
         watch = f"mosquitto_sub -h {mqtt.host} -p {mqtt.port} -v -t '{self.topics.root}/#'"
         log.info("agent.look", live_table=f"{Path(sys.executable).with_name('edgectl')} watch", raw_messages=watch)
@@ -199,23 +211,77 @@ class Agent:
     def _release(self, frame: Frame) -> None:
         self._pool.give(frame.image)
 
-    def _load(self, name: str) -> LoadedModel:
+    def _load(self, name: str, backend: str | None, progress: Progress) -> LoadedModel:
         config, parts = self._config, self._parts
-        stored = parts.store.get(name)
-        return open_model(stored, backend=parts.backend, backends=config.backends, inference=config.inference)
+        try:
+            return open_model(
+                parts.store.get(name),
+                backend=backend or parts.backend.name,
+                backends=config.backends,
+                inference=config.inference,
+                engines=parts.engines,
+                progress=progress,
+            )
+        except GpuLost as error:
+            self._loop.call_soon_threadsafe(_fail, self._gpu_lost, error)
+            raise
 
     async def _activate_configured(self) -> None:
-        try:
-            await self.slot.activate(self._config.model.active)
-        except ModelError:
+        """The model of the configuration. The fallback runs it while an engine for it is built, and where none can
+        be; what kept the chosen backend from it is then told in health."""
+        name, fallback = self._config.model.active, self._config.inference.fallback
+        has_fallback = fallback not in ("", self._parts.backend.name)
+        if self._engine_trouble:
+            log.warning("engine.fallback", backend=self._parts.backend.name, reason=self._engine_trouble)
+        if has_fallback and await self._loader.call(self._has_to_build, name):
+            self._engine_trouble = "an engine is being built; until then the CPU runs the model"
+            await self._try_to_activate(name, fallback)
+            self.has_tried_its_model.set()
+        reason = await self._try_to_activate(name)
+        if reason is not None and has_fallback:
+            log.warning("engine.fallback", backend=fallback, reason=reason)
+            self._engine_trouble = reason
+            if self.slot.active is None:
+                await self._try_to_activate(name, fallback)
+            self._reports.publish_state()
+        if self.slot.active is None:
             log.error("model.none", hint="no frame is inferred until a model is activated, by command or in the config")
         self.has_tried_its_model.set()
+
+    async def _try_to_activate(self, name: str, backend: str | None = None) -> str | None:
+        """Why that did not go, if so."""
+        try:
+            await self.slot.activate(name, backend=backend)
+        except ModelError as error:
+            return str(error)
+        except GpuLost:  # told by `_load`
+            return "the GPU is lost"
+        return None
+
+    def _has_to_build(self, name: str) -> bool:
+        try:
+            stored, engines = self._parts.store.get(name), self._parts.engines
+            return engines is not None and is_built(stored) and engines.find(stored, self._config.inference) is None
+        except (ModelError, GpuUnavailable):  # will be told when it is opened
+            return False
+
+    async def _watch_gpu(self) -> None:
+        """Ends all of it when the GPU is lost while a model was being loaded; the line itself tells of its own."""
+        try:
+            await self._gpu_lost
+        except GpuLost:
+            self._end_within_s = _LAST_WORDS_S
+            raise
 
     async def _infer(self) -> None:
         report = Reporter(topics=self.topics, publish=self.publish, stats=self._stats, snapshots=self.snapshots)
         window_s = self._config.inference.batch_window_ms / 1e3
         line = partial(infer, self._frames, self.slot, report, release=self._release, window_s=window_s)
-        await in_thread("engine", line)
+        try:
+            await in_thread("engine", line)
+        except GpuLost:  # nothing here can use it again; a new process can
+            self._end_within_s = _LAST_WORDS_S
+            raise
 
     # What is told
 
@@ -223,6 +289,9 @@ class Agent:
         self._reports.publish_state()
 
     def _on_model_change(self) -> None:
+        active, backend = self.slot.active, self._parts.backend
+        if active is not None and active.backend == backend.name and not backend.trouble:
+            self._engine_trouble = None
         self._reports.publish_models()
 
     def _on_camera_change(self, camera: Camera) -> None:
@@ -254,7 +323,7 @@ class Agent:
 
     def _share(self, share: float) -> float:
         """A part of the time that a shutdown may take."""
-        return share * self._config.agent.shutdown_timeout_s
+        return share * self._end_within_s
 
 
 def _broker(options: MqttOptions) -> AbstractAsyncContextManager[None]:
@@ -266,6 +335,11 @@ def _settle_heap() -> None:
     at every full collection would hold up the event loop for tens of milliseconds."""
     gc.collect()
     gc.freeze()
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _write(path: Path, shot: Snapshot, camera: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from edge_agent import backends, plugins
+from edge_agent.backends import Choice
 from edge_agent.config import Config
+from edge_agent.data import Image
 from edge_agent.errors import ConfigError, ModelError
+from edge_agent.models.engines import Engines, is_built
 from edge_agent.models.loaded import open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.sources import Source
@@ -19,17 +22,19 @@ class Parts:
 
     device: str
     store: ModelStore
-    backend: str
-    backend_reason: str
+    backend: Choice
+    new_image: Callable[[tuple[int, ...]], Image]
+    engines: Engines | None
     sources: Mapping[str, Source]
 
 
 def gather(config: Config) -> Parts:
     """Find every part by its name. Imports modules and reads the disk; raises `ConfigError`."""
-    backend, reason = _backend(config)
+    choice = _choice(config)
     store = ModelStore(config.models)
     _require_active(store, config)
-    return Parts(config.device, store, backend, reason, _sources(config))
+    engine_class = plugins.load("backends", choice.name)
+    return Parts(config.device, store, choice, engine_class.new_image, _engines(choice.name, config), _sources(config))
 
 
 def check(config: Config) -> Iterator[str]:
@@ -43,7 +48,7 @@ def check(config: Config) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
     try:
-        backend, _ = _backend(config)
+        backend = _choice(config).name
     except ConfigError as error:
         yield str(error)
         return
@@ -54,7 +59,11 @@ def check(config: Config) -> Iterator[str]:
 
 def _model_problems(store: ModelStore, name: str, backend: str, config: Config) -> Iterator[str]:
     try:
-        model = open_model(store.get(name), backend=backend, backends=config.backends, inference=config.inference)
+        stored = store.get(name)
+        engines = _engines(backend, config)
+        if engines and is_built(stored) and engines.find(stored, config.inference) is None:
+            backend = "onnx"  # building takes minutes; the file itself can be looked at now
+        model = open_model(stored, backend=backend, backends=config.backends, inference=config.inference)
     except ModelError as error:
         yield f"models.{name}: {error}"
         return
@@ -73,13 +82,18 @@ def _sources(config: Config) -> dict[str, Source]:
     return {name: plugins.load("sources", camera.source)(camera) for name, camera in config.cameras.items()}
 
 
-def _backend(config: Config) -> tuple[str, str]:
-    name, reason = backends.choose(config.inference.backend)
+def _choice(config: Config) -> Choice:
+    wanted, fallback = config.inference.backend, config.inference.fallback
     try:
-        plugins.load("backends", name)
+        return backends.choose(wanted, fallback=fallback, options=config.backends)
     except ConfigError as error:
         raise ConfigError(f"inference.backend: {error}") from error
-    return name, reason
+
+
+def _engines(backend: str, config: Config) -> Engines | None:
+    """The engines that a backend builds, if it builds any."""
+    engine_class = plugins.load("backends", backend)
+    return Engines(config.backends.get(backend) or engine_class.Options()) if engine_class.is_built else None
 
 
 def _require_active(store: ModelStore, config: Config) -> None:

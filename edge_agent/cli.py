@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from edge_agent import __version__
-from edge_agent.errors import ConfigError, EdgeAgentError
+from edge_agent.errors import ConfigError, EdgeAgentError, GpuLost
 
 if TYPE_CHECKING:
     from edge_agent.config import Config
 
-EX_OK, EX_FAILED, EX_CONFIG = 0, 1, 78
-"""Exit statuses: 78 is EX_CONFIG of sysexits.h; systemd does not restart it."""
+EX_OK, EX_FAILED, EX_GPU_LOST, EX_CONFIG = 0, 1, 75, 78
+"""Exit statuses. 75 is EX_TEMPFAIL of sysexits.h: the GPU failed for this process, and a new one may use it;
+78 is EX_CONFIG: systemd does not restart it."""
 
 _OUR_THREADS = ("capture:", "engine", "loader", "chores")
 _GRACE_S = 1.0
@@ -27,9 +28,13 @@ _ONE_SIGNAL_S = 0.25  # timeout(1) and some supervisors signal a process and its
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """The process's exit status is the answer: 0 done, 1 failed, 78 the configuration is wrong."""
+    """The process's exit status is the answer: 0 done, 1 failed, 75 the GPU is lost, 78 the configuration is wrong."""
     arguments = _parser().parse_args(argv)
     status = arguments.act(arguments)
+    if status == EX_GPU_LOST:  # the libraries' own endings would trip over it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(_OUR_THREADS)]
     for thread in threads:
         thread.join(_GRACE_S / len(threads))
@@ -94,6 +99,9 @@ def _run(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EX_CONFIG
+    except GpuLost as error:
+        print(f"error: the GPU is lost to this process: {error}", file=sys.stderr)
+        return EX_GPU_LOST
     except EdgeAgentError as error:
         print(f"error: {error}", file=sys.stderr)
         return EX_FAILED

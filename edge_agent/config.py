@@ -90,6 +90,14 @@ class PreprocessOptions(Table):
     std: tuple[Positive, Positive, Positive] | None = None
 
 
+class ShapeRange(Table):
+    """`shapes.<input>` of a model: what an engine built from it must take, and what it is made fast for."""
+
+    min: list[Count]
+    opt: list[Count]
+    max: list[Count]
+
+
 class ModelOptions(Table):
     """`[models.<name>]`: a model of yours, and what its file cannot say about itself."""
 
@@ -99,12 +107,17 @@ class ModelOptions(Table):
     labels: str | list[str] | None = None
     preprocess: PreprocessOptions = msgspec.field(default_factory=PreprocessOptions)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+    inputs: dict[str, Any] = msgspec.field(default_factory=dict)
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    calibration: ConfigPath | None = None
+    shapes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)
 
 
 class InferenceOptions(Table):
     """`[inference]`"""
 
     backend: str = "auto"
+    fallback: Literal["onnx", ""] = "onnx"
     max_batch: Count = 8
     batch_window_ms: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     score_threshold: Share = 0.4
@@ -264,7 +277,7 @@ class _Reader:
 
     def _resolved(self, value: Any, kind: Any, path: str) -> Any:
         """`value`, with a path taken from the file's folder; `labels` is one if such a file is there."""
-        if kind == ConfigPath:
+        if value is not None and (kind == ConfigPath or ConfigPath in get_args(kind)):
             return str(self._folder / value)
         if path.startswith("models.") and path.endswith(".labels") and isinstance(value, str):
             beside = self._folder / value
@@ -359,6 +372,14 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"agent.device: {config.agent.device!r} is no name; use A-Z a-z 0-9 . _ -, at most 64"
     if config.mqtt.embedded and config.mqtt.host not in ("127.0.0.1", "localhost", "::1"):
         yield f"mqtt.host: the embedded broker listens on loopback only, not on {config.mqtt.host!r}"
+
+
+def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the agent keeps what it makes: systemd's directory for the service, else the user's."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path("~/.local/state").expanduser()) / "edge-agent"
 
 
 def _is_secret(kind: Any) -> bool:

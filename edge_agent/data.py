@@ -68,6 +68,39 @@ class PreprocessSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction:
+    """The hot first step of decoding a dense head, as data: which cells are worth a look.
+
+    `output` is [B, rows, cells] (`rows_first`) or [B, cells, rows]; rows 0 to 3 are the box, then objectness
+    if the head has it, then one value a class. A cell's score is its best class, times objectness; it is a
+    candidate at `threshold` or more (objectness alone too). Of more than `max_candidates` in a picture the
+    best stay, of equal ones the first. NaN is no candidate. `cells` is how many there must be, where that
+    is known.
+    """
+
+    output: str
+    rows_first: bool
+    has_objectness: bool
+    threshold: float
+    max_candidates: int
+    cells: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a `Reduction` leaves of one picture, in the order of the cells: cells: [K] int64;
+    boxes: [K, 4] float32 as the head has them; scores: [K] float32; class_ids: [K] int64. Owned, no views."""
+
+    cells: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A model's input or output; a dimension of None is dynamic."""
 

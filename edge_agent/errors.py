@@ -79,6 +79,30 @@ class EngineError(EdgeAgentError):
     code = "engine"
 
 
+class CudaError(EngineError):
+    """A CUDA call failed: `number` and `name` are CUDA's own, such as 2, CUDA_ERROR_OUT_OF_MEMORY."""
+
+    code = "cuda"
+
+    def __init__(self, call: str, number: int, name: str, text: str) -> None:
+        super().__init__(f"{call}: {name} ({number}): {text}")
+        self.number = number
+        self.name = name
+
+
+class GpuLost(CudaError):
+    """A fault after which nothing in this process can use the GPU any more: its context is dead, and only a new
+    process gets another."""
+
+    code = "gpu_lost"
+
+
+class GpuUnavailable(EdgeAgentError):
+    """There is no GPU here that can be used; the text says why, and what to do."""
+
+    code = "gpu_unavailable"
+
+
 class CommandError(EdgeAgentError):
     """A command cannot be carried out; the sentence goes into its reply."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -10,14 +11,22 @@ import numpy as np
 from edge_agent.data import Image
 
 
+def new_image(shape: tuple[int, ...]) -> Image:
+    """A buffer in ordinary memory."""
+    return np.empty(shape, np.uint8)
+
+
 class FramePool:
     """Lends buffers by shape. Safe to use from every thread.
 
     How many exist at once is bounded by the queues that hold them; at most `keep` idle ones stay. What it has
     not lent it does not take: a decoder that makes arrays of its own would fill it with them.
+
+    `allocate` makes the buffers: in pinned memory, where a GPU is to fetch them.
     """
 
-    def __init__(self, *, keep: int = 32) -> None:
+    def __init__(self, *, keep: int = 32, allocate: Callable[[tuple[int, ...]], Image] = new_image) -> None:
+        self._allocate = allocate
         self._idle: deque[Image] = deque(maxlen=keep)  # the oldest, perhaps of a shape now gone, falls out
         self._lent: WeakValueDictionary[int, Image] = WeakValueDictionary()
 
@@ -32,8 +41,19 @@ class FramePool:
                 break
             self._idle.appendleft(buffer)
         else:
-            buffer = np.empty(shape, np.uint8)
+            buffer = self._allocate(shape)
         self._lent[id(buffer)] = buffer
+        return buffer
+
+    def exchange(self, buffer: Image, image: Image) -> Image:
+        """Where a picture is that its source did not put into `buffer`: there all the same, by a copy, if the buffers
+        are of a kind of their own; else where it was, and the buffer goes back."""
+        if self._allocate is new_image or image.shape != buffer.shape:
+            self.give(buffer)
+            if self._allocate is new_image:
+                return image
+            buffer = self.take(image.shape)
+        np.copyto(buffer, image)
         return buffer
 
     def give(self, buffer: Image) -> None:

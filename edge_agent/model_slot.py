@@ -11,12 +11,15 @@ from functools import partial
 import structlog
 
 from edge_agent.data import ModelRef
-from edge_agent.errors import ModelError
+from edge_agent.errors import GpuLost, ModelError
 from edge_agent.messages import ModelState
+from edge_agent.models.engines import Progress
 from edge_agent.models.loaded import LoadedModel
 from edge_agent.threads import OwnerThread
 
 log = structlog.get_logger()
+
+_TELL_S = 2.0  # between two words on how a build goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,20 @@ class Activation:
 class ModelSlot:
     """Holds the loaded model that the engine's thread runs, and hands it the next one.
 
-    `load` opens a model by name (blocking, in the `loader` thread; raises `ModelError`). `nudge` makes
-    the engine's thread come and look, `on_change` hears of every new state.
+    `load` opens a model by name, on a backend (None: the chosen one) and tells how it goes (blocking, in the
+    `loader` thread; raises `ModelError`). `nudge` makes the engine's thread come and look, `on_change` hears of
+    every new state.
     """
 
     def __init__(
         self,
-        load: Callable[[str], LoadedModel],
+        load: Callable[[str, str | None, Progress], LoadedModel],
         *,
         loader: OwnerThread,
         nudge: Callable[[], None],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._load = load
         self._loader = loader
         self._nudge = nudge
@@ -59,16 +64,23 @@ class ModelSlot:
     def active(self) -> LoadedModel | None:
         return self._active
 
-    async def activate(self, name: str) -> Activation:
+    @property
+    def has_news(self) -> bool:
+        """Whether `current` will give another model than before. Any thread may ask."""
+        return self._next is not None
+
+    async def activate(self, name: str, *, backend: str | None = None) -> Activation:
         """Load, warm up, swap, close the old. Raises `ModelError`; the old model then runs on, untouched."""
         async with self._activating:
             previous = self._active
             self._set_state("ready" if previous else "loading", None)
             try:
-                model, load_ms, warm_up_ms = await self._loader.call(self._prepare, name)
+                model, load_ms, warm_up_ms = await self._loader.call(self._prepare, name, backend)
             except ModelError as error:
                 if previous is None:
                     self._set_state("failed", str(error))
+                else:
+                    self._set_state("ready", None)
                 log.warning("model.rejected", model=name, code=error.code, reason=str(error))
                 raise
             began = time.monotonic()
@@ -111,13 +123,22 @@ class ModelSlot:
         self._nudge()
         await swapped.wait()
 
-    def _prepare(self, name: str) -> tuple[LoadedModel, float, float]:
-        began = time.monotonic()
-        model = self._load(name)
+    def _prepare(self, name: str, backend: str | None) -> tuple[LoadedModel, float, float]:
+        began = told = time.monotonic()
+
+        def progress(phase: str, percent: float | None) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _TELL_S:
+                told = time.monotonic()
+                done = f", {percent:.0f} %" if percent is not None else f", {told - began:.0f} s"
+                text = f"building an engine for {name}: {phase}{done}"
+                self._loop.call_soon_threadsafe(self._set_state, self.state, text)
+
+        model = self._load(name, backend, progress)
         load_ms = (time.monotonic() - began) * 1e3
         try:
             return model, load_ms, model.warm_up()
-        except ModelError:
+        except (ModelError, GpuLost):
             model.close()
             raise
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from edge_agent.data import Frame, Message, Result
 from edge_agent.messages import Topics, encode_result
 from edge_agent.model_slot import ModelSlot
+from edge_agent.models.loaded import LoadedModel, Pending
 from edge_agent.queue import FrameQueue
 from edge_agent.snapshots import Snapshots
 from edge_agent.stats import LineStats
@@ -22,17 +24,29 @@ def infer(
 ) -> None:
     """The engine's thread: batches from the queue through the model, until the queue is closed and empty.
 
-    Models change between two batches; the last one is closed here, in the thread that ran it.
+    As many batches as the model allows are on their way at once. Models change when none is; the last one is
+    closed here, in the thread that ran it.
     """
+    under_way: deque[Pending] = deque()
+    model: LoadedModel | None = None
+
+    def finish(model: LoadedModel) -> None:
+        pending = under_way.popleft()
+        report(model.collect(pending))
+        for frame in pending.batch:
+            release(frame)
+
     try:
         while True:
-            model = slot.current()
-            batch = frames.take(model.max_batch if model else 0, window_s=window_s)
+            if not under_way:
+                model = slot.current()
+            most = model.max_batch if model and not (under_way and slot.has_news) else 0
+            batch = frames.take(most, window_s=window_s, wait=not under_way)
             if model and batch:
-                report(model.infer(batch))
-                for frame in batch:
-                    release(frame)
-            elif frames.is_closed:
+                under_way.append(model.submit(batch))
+            if model and under_way and (not batch or len(under_way) >= model.depth):
+                finish(model)
+            elif not batch and frames.is_closed:
                 return
     finally:
         slot.close()

@@ -124,21 +124,21 @@ class FrameQueue:
             self._release(lost)
         return accepted
 
-    def take(self, max_batch: int = 1, *, window_s: float = 0.0) -> list[Frame]:
+    def take(self, max_batch: int = 1, *, window_s: float = 0.0, wait: bool = True) -> list[Frame]:
         """Up to `max_batch` frames, round the cameras in turn. For one thread at a time.
 
-        Waits for the first as long as it takes, and `window_s` at most for the batch to fill. Returns
-        what there is, perhaps nothing, after a `nudge` or `close`.
+        Waits for the first as long as it takes, unless `wait` is False, and `window_s` at most for the batch
+        to fill. Returns what there is, perhaps nothing, after a `nudge` or `close`.
         """
         stale: list[Frame] = []
         with self._lock:
             batch = self._pick(max_batch, stale)
-            while not (batch or stale or self._is_closed or self._is_nudged):
+            while wait and not (batch or stale or self._is_closed or self._is_nudged):
                 self._has_frames.wait()
                 batch = self._pick(max_batch, stale)
             if window_s > 0 and batch:
                 self._fill(batch, max_batch, window_s, stale)
-            self._is_nudged = False
+            self._is_nudged = self._is_nudged and not wait
         for frame in stale:
             self._release(frame)
         return batch

@@ -36,6 +36,7 @@ class Reports:
         link: Link,
         outbox: Outbox,
         stats: LineStats,
+        engine_trouble: Callable[[], str | None],
         interval_s: float,
     ) -> None:
         self._topics = topics
@@ -47,6 +48,7 @@ class Reports:
         self._link = link
         self._outbox = outbox
         self._stats = stats
+        self._engine_trouble = engine_trouble
         self._interval_s = interval_s
         self._state: AgentState = "starting"
         self._started_ns = time.time_ns()
@@ -141,6 +143,8 @@ class Reports:
             broker_error=self._link.error,
             model_state=self._slot.state,
             model_reason=self._slot.reason,
+            backend=self._slot.active.backend if self._slot.active else None,
+            engine_trouble=self._engine_trouble(),
             cameras=cameras,
         )
         state, checks = health(facts, max_result_age_s=max(5.0, 2 * self._interval_s))

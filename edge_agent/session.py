@@ -120,12 +120,13 @@ class Session:
     def _deliver(self, source: Source, captured_ns: int) -> None:
         buffer = self._pool.take(self._shape)
         image = source.retrieve(buffer)
-        if image is not buffer:
-            self._pool.give(buffer)
         if image is None:
+            self._pool.give(buffer)
             self._drop("damaged")
             self._complain("pictures arrive damaged", "error")
             return
+        if image is not buffer:
+            image = self._pool.exchange(buffer, image)
         self._shape = image.shape
         still_s = self._still.lasts_s(image, captured_ns)
         if self.is_cancelled:

@@ -79,18 +79,20 @@ class CameraFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What health is computed from, at one moment."""
+    """What health is computed from, at one moment. `engine_trouble` is why the wanted backend does not run."""
 
     broker_connected: bool
     broker_error: str | None
     model_state: ModelState
     model_reason: str | None
+    backend: str | None = None
+    engine_trouble: str | None = None
     cameras: Mapping[str, CameraFacts] = field(default_factory=dict)
 
 
 def health(facts: Facts, *, max_result_age_s: float) -> tuple[CheckState, dict[str, Check]]:
     """The worst state and the named checks with the fact behind each."""
-    checks = {"broker": _broker(facts), "model": _model(facts)}
+    checks = {"broker": _broker(facts), "model": _model(facts), "engine": _engine(facts)}
     checks |= {f"camera.{name}": _camera(camera, max_result_age_s) for name, camera in facts.cameras.items()}
     return worst([check.state for check in checks.values()]), checks
 
@@ -110,6 +112,12 @@ def _model(facts: Facts) -> Check:
     if facts.model_state == "ready":
         return Check("ok", "ready")
     return Check("failed" if facts.model_state == "failed" else "degraded", facts.model_reason or facts.model_state)
+
+
+def _engine(facts: Facts) -> Check:
+    if facts.engine_trouble:
+        return Check("degraded", facts.engine_trouble)
+    return Check("ok", facts.backend or "no model yet")
 
 
 def _camera(camera: CameraFacts, max_result_age_s: float) -> Check:

@@ -14,10 +14,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from msgspec import Meta
 
-from edge_agent.backends import Ticket
+from edge_agent.backends import Constants, Outcome, Ticket
 from edge_agent.config import Table
-from edge_agent.data import Image, ModelFacts, PreprocessSpec, Tensors, TensorSpec
+from edge_agent.data import Image, ModelFacts, PreprocessSpec, Reduction, TensorSpec
 from edge_agent.errors import EngineError
+from edge_agent.frames import new_image
 from edge_agent.geometry import place
 
 _CLASSES = ("disc", "square", "triangle", "star", "cross")
@@ -36,6 +37,16 @@ class FakeEngine:
     """Answers every picture with the same `detections` boxes in the dense head's layout, [B, 9, 100]."""
 
     Options: ClassVar[type[Table]] = FakeOptions
+    is_built: ClassVar[bool] = False
+    depth = 1
+
+    @staticmethod
+    def unavailable(options: FakeOptions) -> str | None:
+        return None
+
+    @staticmethod
+    def new_image(shape: tuple[int, ...]) -> Image:
+        return new_image(shape)
 
     def __init__(self, path: Path, options: FakeOptions) -> None:
         self._options = options
@@ -47,7 +58,14 @@ class FakeEngine:
             metadata={"task": "detect", "names": str(dict(enumerate(_CLASSES))), "imgsz": "[320, 320]"},
         )
 
-    def prepare(self, spec: PreprocessSpec, *, max_batch: int) -> None:
+    def prepare(
+        self,
+        spec: PreprocessSpec,
+        *,
+        max_batch: int,
+        reduction: Reduction | None = None,
+        constants: Constants | None = None,
+    ) -> None:
         self._spec = spec
         self.max_batch = max_batch
         self._answer = np.zeros((max_batch, 4 + len(_CLASSES), _CELLS), np.float32)
@@ -56,16 +74,17 @@ class FakeEngine:
             self._answer[:, 4 + i % len(_CLASSES), i] = 0.9
 
     def submit(self, images: Sequence[Image]) -> Ticket:
-        placements = [place(image.shape[1], image.shape[0], self._spec) for image in images]
-        return Ticket(placements=placements, preprocess_ms=0.0)
+        return Ticket([place(image.shape[1], image.shape[0], self._spec) for image in images])
 
-    def collect(self, ticket: Ticket) -> Tensors:
+    def collect(self, ticket: Ticket) -> Outcome:
+        began = time.perf_counter()
         if self._options.latency_ms:
             time.sleep(self._options.latency_ms / 1e3)
         self._batches += 1
         if self._options.fail_after is not None and self._batches > self._options.fail_after:
             raise EngineError(f"the fake engine fails after {self._options.fail_after} batches, as told")
-        return {"output0": self._answer[: len(ticket.placements)]}
+        answer = {"output0": self._answer[: len(ticket.placements)]}
+        return Outcome(answer, inference_ms=(time.perf_counter() - began) * 1e3)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -13,10 +13,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_agent import plugins
-from edge_agent.backends import Ticket
+from edge_agent.backends import Constants, Outcome, Ticket, fitted_constants, picture_input
 from edge_agent.config import Table
-from edge_agent.data import Image, ModelFacts, PreprocessSpec, Tensors, TensorSpec
+from edge_agent.data import Image, ModelFacts, PreprocessSpec, Reduction, TensorSpec
 from edge_agent.errors import ConfigError, EngineError, ModelError
+from edge_agent.frames import new_image
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -40,6 +41,20 @@ class OnnxEngine:
     """An onnxruntime session and the input buffers it reads; `collect` follows `submit` at once."""
 
     Options: ClassVar[type[Table]] = OnnxOptions
+    is_built: ClassVar[bool] = False
+    depth = 1
+
+    @staticmethod
+    def unavailable(options: OnnxOptions) -> str | None:
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            return plugins.missing(error, needed_by="the backend 'onnx'")
+        return None
+
+    @staticmethod
+    def new_image(shape: tuple[int, ...]) -> Image:
+        return new_image(shape)
 
     def __init__(self, path: Path, options: OnnxOptions) -> None:
         try:
@@ -70,38 +85,42 @@ class OnnxEngine:
         self._outputs = [spec.name for spec in self.facts.outputs]
         self.max_batch = 1
 
-    def prepare(self, spec: PreprocessSpec, *, max_batch: int) -> None:
+    def prepare(
+        self,
+        spec: PreprocessSpec,
+        *,
+        max_batch: int,
+        reduction: Reduction | None = None,
+        constants: Constants | None = None,
+    ) -> None:
         from edge_agent.imaging import Preprocessor
 
-        if len(self.facts.inputs) != 1:
-            names = ", ".join(tensor.name for tensor in self.facts.inputs)
-            raise ModelError(f"the model has {len(self.facts.inputs)} inputs ({names}); this backend feeds one picture")
-        model_input = self.facts.inputs[0]
-        dtype = np.dtype(model_input.dtype)
-        if dtype != np.dtype(spec.dtype):
-            raise ModelError(f"the model wants {model_input.dtype} pictures, the family gives {spec.dtype}")
+        model_input, fixed = picture_input(self.facts, spec, constants or {})
         picture = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
-        _check_fit(model_input, picture)
-        fixed = model_input.shape[0]
-        self.max_batch = max_batch if fixed is None else fixed
+        self.max_batch = fixed or max_batch
         self._is_fixed = fixed is not None
-        self._input = np.zeros((self.max_batch, *picture), dtype)
+        self._input = np.zeros((self.max_batch, *picture), model_input.dtype)
+        self._constants = constants or {}
         self._preprocess = Preprocessor(spec)
         self._input_name = model_input.name
 
     def submit(self, images: Sequence[Image]) -> Ticket:
         began = time.perf_counter()
         placements = [self._preprocess(image, slot) for image, slot in zip(images, self._input, strict=False)]
-        return Ticket(placements=placements, preprocess_ms=(time.perf_counter() - began) * 1e3)
+        return Ticket(placements, held=(time.perf_counter() - began) * 1e3)
 
-    def collect(self, ticket: Ticket) -> Tensors:
+    def collect(self, ticket: Ticket) -> Outcome:
+        began = time.perf_counter()
         count = len(ticket.placements)
         batch = self._input if self._is_fixed else self._input[:count]
+        feeds = {self._input_name: batch, **fitted_constants(self.facts, self._constants, len(batch))}
         try:
-            outputs: list[NDArray[Any]] = self._session.run(self._outputs, {self._input_name: batch})
+            outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except _errors() as error:
             raise EngineError(f"onnxruntime failed in use: {_first_line(error)}") from error
-        return {name: output[:count] for name, output in zip(self._outputs, outputs, strict=True)}
+        tensors = {name: output[:count] for name, output in zip(self._outputs, outputs, strict=True)}
+        elapsed_ms = (time.perf_counter() - began) * 1e3
+        return Outcome(tensors, preprocess_ms=ticket.held, inference_ms=elapsed_ms)
 
     def close(self) -> None:
         self._session = None
@@ -113,15 +132,6 @@ Engine = OnnxEngine
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
     return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
-
-
-def _check_fit(model_input: TensorSpec, picture: tuple[int, ...]) -> None:
-    wanted = model_input.shape[1:]
-    if len(wanted) != 3 or any(a not in (None, b) for a, b in zip(wanted, picture, strict=True)):
-        raise ModelError(
-            f"the model's input {model_input.name!r} is {list(model_input.shape)}, "
-            f"which pictures of {list(picture)} do not fit; set preprocess.size"
-        )
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from edge_agent.config import PreprocessOptions, Table
-from edge_agent.data import ModelFacts, Prediction, PreprocessSpec, Tensors
+from edge_agent.data import ModelFacts, Prediction, PreprocessSpec, Reduction, Tensors
 from edge_agent.geometry import Placement
 
 
@@ -49,8 +49,13 @@ class Family(Protocol):
     @property
     def preprocess(self) -> PreprocessSpec: ...
 
+    @property
+    def reduction(self) -> Reduction | None:
+        """What `reduce` does, as data, where an engine may do it in its own way; None where it may not."""
+
     def reduce(self, outputs: Tensors) -> Sequence[Any]:
-        """The hot first step: from a batch's raw outputs to the few candidates of each picture."""
+        """The hot first step: from a batch's raw outputs to the few candidates of each picture; `Candidates`
+        where there is a `reduction`."""
 
     def decode(self, candidates: Any, placement: Placement) -> Prediction:
         """What the candidates of one picture mean, in its own pixels."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import cv2
@@ -19,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.config import Table
-from edge_agent.data import Detections, ModelFacts, PreprocessSpec, Tensors
-from edge_agent.errors import EngineError, ModelError
-from edge_agent.families import Meaning, adjusted
+from edge_agent.data import Candidates, Detections, ModelFacts, PreprocessSpec, Reduction, Tensors
+from edge_agent.errors import ModelError
+from edge_agent.families import Meaning, _dense, adjusted
 from edge_agent.geometry import Placement
 
 Head = Literal["dense", "yolox"]
@@ -37,15 +36,6 @@ class YoloOptions(Table):
     strides: tuple[int, ...] = (8, 16, 32)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """boxes: [K, 4] float32, cx cy w h in input pixels; scores: [K] float32; class_ids: [K] int64."""
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    class_ids: NDArray[np.int64]
-
-
 class YoloFamily:
     """Boxes with classes and scores."""
 
@@ -57,13 +47,14 @@ class YoloFamily:
             raise ModelError(f"OpenCV {cv2.__version__} is too old for batched NMS; 4.7 or newer is needed")
         options = meaning.options
         assert isinstance(options, YoloOptions)
-        self._output = _only_output(meaning.facts)
+        output = _only_output(meaning.facts)
         shape = _output_shape(meaning.facts)
         self.head: Head = _head(shape) if options.head == "auto" else options.head
         self.preprocess = adjusted(_defaults(self.head, meaning), meaning.preprocess)
         classes = _class_count(self.head, shape)
         self.labels = _labels(meaning, classes)
         self._thresholds = meaning.thresholds
+        cells = None
         if self.head == "yolox":
             self._grid = _Grid(self.preprocess, options.strides)
             if shape[1] not in (None, len(self._grid.strides)):
@@ -72,14 +63,21 @@ class YoloFamily:
                     f"{self.preprocess.width}x{self.preprocess.height} make {len(self._grid.strides)}; "
                     "set options.strides or preprocess.size"
                 )
+            cells = len(self._grid.strides)
+        self.reduction = Reduction(
+            output=output,
+            rows_first=self.head == "dense",
+            has_objectness=self.head == "yolox",
+            threshold=meaning.thresholds.score,
+            max_candidates=_MAX_CANDIDATES,
+            cells=cells,
+        )
 
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
-        raw = outputs[self._output]
-        one = self._reduce_dense if self.head == "dense" else self._reduce_yolox
-        return [one(picture) for picture in raw]
+        return _dense.reduce(outputs[self.reduction.output], self.reduction)
 
     def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = _finite(candidates)
+        boxes, scores, class_ids = self._sound(candidates)
         if not len(scores):
             return _NOTHING
         corner = np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), 1)
@@ -94,30 +92,13 @@ class YoloFamily:
         visible = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
         return Detections(corners[visible], scores[order][visible], class_ids[order][visible])
 
-    def _reduce_dense(self, picture: NDArray[np.float32]) -> Candidates:
-        scores = picture[4:].max(0)
-        cells = self._best(scores)
-        class_ids = picture[4:, cells].argmax(0)
-        return Candidates(_float32(picture[:4, cells].T), _float32(scores[cells]), class_ids)
-
-    def _reduce_yolox(self, picture: NDArray[np.float32]) -> Candidates:
-        if len(picture) != len(self._grid.strides):
-            raise EngineError(f"the model gave {len(picture)} cells where its strides make {len(self._grid.strides)}")
-        likely = np.flatnonzero(picture[:, 4] >= self._thresholds.score)
-        scores = picture[likely, 5:] * picture[likely, 4:5]
-        best = scores.max(1) if len(likely) else np.zeros(0, np.float32)
-        chosen = self._best(best)
-        cells = likely[chosen]
-        boxes = self._grid.decode(_float32(picture[cells, :4]), cells)
-        class_ids = scores[chosen].argmax(1) if len(chosen) else np.zeros(0, np.int64)
-        return Candidates(boxes, _float32(best[chosen]), class_ids)
-
-    def _best(self, scores: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Indices of the scores above the threshold, the best of them if there are very many."""
-        cells = np.flatnonzero(scores >= self._thresholds.score)
-        if len(cells) > _MAX_CANDIDATES:
-            cells = cells[np.argpartition(-scores[cells], _MAX_CANDIDATES)[:_MAX_CANDIDATES]]
-        return cells
+    def _sound(self, found: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes (cx cy w h in input pixels), scores and classes of the candidates whose numbers are numbers."""
+        boxes = self._grid.decode(found.boxes, found.cells) if self.head == "yolox" else found.boxes
+        sound = np.isfinite(boxes).all(1) & np.isfinite(found.scores)
+        if sound.all():
+            return boxes, found.scores, found.class_ids
+        return boxes[sound], found.scores[sound], found.class_ids[sound]
 
 
 Family = YoloFamily
@@ -137,22 +118,12 @@ class _Grid:
         self.cells = np.concatenate(cells).astype(np.float32)
         self.strides = np.concatenate(sizes).astype(np.float32)
 
-    def decode(self, raw: NDArray[np.float32], cells: NDArray[np.intp]) -> NDArray[np.float32]:
+    def decode(self, raw: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
         """Cx cy w h in input pixels of the cells at these indices."""
         stride = self.strides[cells, None]
         centers = (raw[:, :2] + self.cells[cells]) * stride
         sizes = np.exp(np.clip(raw[:, 2:4], -_LOG_LIMIT, _LOG_LIMIT)) * stride
         return np.concatenate((centers, sizes), 1)
-
-
-def _finite(found: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    sound = np.isfinite(found.boxes).all(1) & np.isfinite(found.scores)
-    return found.boxes[sound], found.scores[sound], found.class_ids[sound]
-
-
-def _float32(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A copy, since an engine's outputs are views; half-precision models are widened."""
-    return np.array(values, np.float32)
 
 
 def _only_output(facts: ModelFacts) -> str:

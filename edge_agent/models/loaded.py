@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from edge_agent import plugins
-from edge_agent.backends import Engine
+from edge_agent.backends import Constants, Engine, Ticket
 from edge_agent.config import InferenceOptions, Table
-from edge_agent.data import Batch, Frame, ModelRef, Result, Timings
-from edge_agent.errors import ConfigError, EngineError, ModelError
+from edge_agent.data import Batch, Frame, ModelFacts, ModelRef, Result, Timings
+from edge_agent.errors import ConfigError, EngineError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.families import Family, Meaning, Thresholds
+from edge_agent.models.engines import Engines, Progress, is_built
 from edge_agent.models.store import StoredModel
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A batch on its way through a model."""
+
+    batch: Batch
+    ticket: Ticket
+    started_ns: int
 
 
 class LoadedModel:
@@ -30,12 +41,40 @@ class LoadedModel:
     def max_batch(self) -> int:
         return self._engine.max_batch
 
-    def infer(self, batch: Batch) -> Sequence[Result]:
-        """One result a frame, in order. Raises `EngineError`."""
-        results: list[Result] = []
-        for start in range(0, len(batch), self.max_batch):
-            results += self._infer(batch[start : start + self.max_batch])
-        return results
+    @property
+    def depth(self) -> int:
+        """How many batches may be on their way at once."""
+        return self._engine.depth
+
+    def submit(self, batch: Batch) -> Pending:
+        """Start on `max_batch` frames at most; their pictures stay as they are until `collect`."""
+        started = time.monotonic_ns()
+        return Pending(batch, self._engine.submit([frame.image for frame in batch]), started)
+
+    def collect(self, pending: Pending) -> Sequence[Result]:
+        """One result a frame, in order; for batches in the order of their `submit`. Raises `EngineError`."""
+        batch, family, placements = pending.batch, self._family, pending.ticket.placements
+        outcome = self._engine.collect(pending.ticket)
+        collected = time.monotonic_ns()
+        candidates = family.reduce(outcome.tensors) if outcome.candidates is None else outcome.candidates
+        predictions = [family.decode(found, at) for found, at in zip(candidates, placements, strict=True)]
+        ended = time.monotonic_ns()
+        count = len(batch)
+        return [
+            Result(
+                frame,
+                self.ref,
+                prediction,
+                Timings(
+                    queue_ms=(pending.started_ns - frame.captured_mono_ns) / 1e6,
+                    preprocess_ms=outcome.preprocess_ms / count,
+                    inference_ms=outcome.inference_ms / count,
+                    postprocess_ms=(outcome.reduce_ms + (ended - collected) / 1e6) / count,
+                    total_ms=(ended - frame.captured_mono_ns) / 1e6,
+                ),
+            )
+            for frame, prediction in zip(batch, predictions, strict=True)
+        ]
 
     def warm_up(self) -> float:
         """Run once on a grey picture; milliseconds it took. Raises `ModelError` if the model cannot."""
@@ -43,7 +82,10 @@ class LoadedModel:
         now = time.monotonic_ns()
         grey = np.full((spec.height, spec.width, 3), 127, np.uint8)
         try:
-            self._infer([Frame("warm-up", 0, grey, time.time_ns(), now)])
+            for _ in range(self.depth):  # each of the engine's places once
+                self.collect(self.submit([Frame("warm-up", 0, grey, time.time_ns(), now)]))
+        except GpuLost:
+            raise
         except EngineError as error:
             raise ModelError(f"{self.ref.name}: warm-up failed: {error}") from error
         return (time.monotonic_ns() - now) / 1e6
@@ -51,57 +93,33 @@ class LoadedModel:
     def close(self) -> None:
         self._engine.close()
 
-    def _infer(self, batch: Batch) -> Sequence[Result]:
-        started = time.monotonic_ns()
-        ticket = self._engine.submit([frame.image for frame in batch])
-        outputs = self._engine.collect(ticket)
-        inferred = time.monotonic_ns()
-        candidates = self._family.reduce(outputs)
-        predictions = [
-            self._family.decode(found, placement)
-            for found, placement in zip(candidates, ticket.placements, strict=True)
-        ]
-        ended = time.monotonic_ns()
-        share = 1e6 * len(batch)
-        return [
-            Result(
-                frame,
-                self.ref,
-                prediction,
-                Timings(
-                    queue_ms=(started - frame.captured_mono_ns) / 1e6,
-                    preprocess_ms=ticket.preprocess_ms / len(batch),
-                    inference_ms=(inferred - started) / share - ticket.preprocess_ms / len(batch),
-                    postprocess_ms=(ended - inferred) / share,
-                    total_ms=(ended - frame.captured_mono_ns) / 1e6,
-                ),
-            )
-            for frame, prediction in zip(batch, predictions, strict=True)
-        ]
-
 
 def open_model(
-    stored: StoredModel, *, backend: str, backends: Mapping[str, Table], inference: InferenceOptions
+    stored: StoredModel,
+    *,
+    backend: str,
+    backends: Mapping[str, Table],
+    inference: InferenceOptions,
+    engines: Engines | None = None,
+    progress: Progress = lambda phase, percent: None,
 ) -> LoadedModel:
-    """Load a model on a backend and make sense of it. Blocks; raises `ModelError` and frees what was opened."""
+    """Load a model on a backend and make sense of it. Blocks, for minutes where an engine has to be built first;
+    raises `ModelError` and frees what was opened."""
     engine_class = plugins.load("backends", backend)
-    engine: Engine = engine_class(stored.path, backends.get(backend) or engine_class.Options())
+    options = backends.get(backend) or engine_class.Options()
     try:
-        family = _family(stored, engine, inference)
-        engine.prepare(family.preprocess, max_batch=inference.max_batch)
-    except BaseException as error:
-        engine.close()
-        if isinstance(error, ModelError):
-            raise ModelError(f"{stored.name}: {error}", code=error.code) from error
+        path = stored.path
+        if engine_class.is_built and is_built(stored):
+            path = (engines or Engines(options)).get(stored, inference, progress)
+        return _assemble(stored, backend, engine_class(path, options), inference)
+    except GpuLost:
         raise
-    version = stored.options.version
-    if stored.origin == "bundled":
-        version = engine.facts.metadata.get("version", version)
-    ref = ModelRef(stored.name, version, family.task, family.labels)
-    return LoadedModel(ref, backend=backend, engine=engine, family=family)
+    except (GpuUnavailable, EngineError) as error:  # no memory left for it, for one
+        raise ModelError(f"{stored.name}: {error}") from error
 
 
-def _family(stored: StoredModel, engine: Engine, inference: InferenceOptions) -> Family:
+def make_family(stored: StoredModel, facts: ModelFacts, inference: InferenceOptions) -> Family:
+    """What a model's outputs mean, by its entry. Raises `ModelError`."""
     try:
         family_class = plugins.load("families", stored.options.family)
     except ConfigError as error:
@@ -112,7 +130,7 @@ def _family(stored: StoredModel, engine: Engine, inference: InferenceOptions) ->
         raise ModelError(f"options: {error}") from error
     thresholds = Thresholds(inference.score_threshold, inference.iou_threshold, inference.max_detections)
     meaning = Meaning(
-        facts=engine.facts,
+        facts=facts,
         options=options,
         labels=stored.labels(),
         preprocess=stored.options.preprocess,
@@ -120,3 +138,37 @@ def _family(stored: StoredModel, engine: Engine, inference: InferenceOptions) ->
     )
     family: Family = family_class(meaning)
     return family
+
+
+def constants_of(stored: StoredModel) -> Constants:
+    """What the entry gives the inputs that take no picture. Raises `ModelError`."""
+    constants = {}
+    for name, value in stored.options.inputs.items():
+        try:
+            constants[name] = np.asarray(value, None if isinstance(value, list) else np.float64)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"inputs.{name}: {value!r} is neither a number nor an array of them") from error
+        if constants[name].dtype.kind not in "biuf":
+            raise ModelError(f"inputs.{name}: {value!r} is neither a number nor an array of them")
+    return constants
+
+
+def _assemble(stored: StoredModel, backend: str, engine: Engine, inference: InferenceOptions) -> LoadedModel:
+    try:
+        family = make_family(stored, engine.facts, inference)
+        engine.prepare(
+            family.preprocess,
+            max_batch=inference.max_batch,
+            reduction=family.reduction,
+            constants=constants_of(stored),
+        )
+    except BaseException as error:
+        engine.close()
+        if isinstance(error, ModelError):
+            raise ModelError(f"{stored.name}: {error}", code=error.code) from error
+        raise
+    version = stored.options.version
+    if stored.origin == "bundled":
+        version = engine.facts.metadata.get("version", version)
+    ref = ModelRef(stored.name, version, family.task, family.labels)
+    return LoadedModel(ref, backend=backend, engine=engine, family=family)

@@ -54,12 +54,17 @@ def listing(folder: Path) -> Sequence[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _readable(folder: Path) -> Iterator[Image]:
+def read(path: Path) -> Image | None:
+    """One picture, [height, width, 3] BGR; None, and a line in the log, if OpenCV cannot read it."""
     import cv2
 
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        log.warning("file.skipped", path=str(path), reason="no picture that OpenCV can read")
+    return image  # type: ignore[return-value]
+
+
+def _readable(folder: Path) -> Iterator[Image]:
     for path in listing(folder):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            log.warning("file.skipped", path=str(path), reason="no picture that OpenCV can read")
-        else:
-            yield image  # type: ignore[misc]
+        if (image := read(path)) is not None:
+            yield image

@@ -1,0 +1,207 @@
+"""What the line on the GPU makes of an engine's own speed: frames a second beside the bare engine, in one run.
+
+`python benchmarks/gpu.py [--folder DIR] [--level N] [--repeats N] [--frames N]`. Needs a GPU, TensorRT, onnxruntime and
+onnx. A detector of YOLOv8n's size (networks.py), FP16; 1920x1080 BGR frames in memory become `Result`s: upload,
+letterbox, inference, reduction, download, NMS, decoding. The bare engine is its execution alone, captured as a
+CUDA graph and replayed on one stream. All are measured in turn in each repeat; ratios are medians of ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.networks import yolo_sized
+from edge_agent import cuda
+from edge_agent.backends import _trt
+from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
+from edge_agent.config import InferenceOptions, ModelOptions
+from edge_agent.data import Frame
+from edge_agent.frames import new_image
+from edge_agent.models.engines import Engines
+from edge_agent.models.loaded import LoadedModel, open_model
+from edge_agent.models.store import StoredModel
+from edge_agent.sources.world import World
+
+WARM_UP = 30
+BARS = {"ratio": 1.0, "cpu_us": 300.0}
+
+
+@dataclass
+class Measured:
+    """One way to run the line, and what it came to in each repeat."""
+
+    name: str
+    batch: int
+    model: LoadedModel
+    frames: Sequence[Frame]
+    fps: list[float] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+    results: int = 0
+    detections: int = 0
+
+    def run(self, count: int, bare_fps: float) -> None:
+        self._pass(WARM_UP)
+        cpu, began = time.process_time(), time.perf_counter()
+        frames = self._pass(count)
+        elapsed = time.perf_counter() - began
+        self.cpu_us.append((time.process_time() - cpu) / frames * 1e6)
+        self.fps.append(frames / elapsed)
+        self.ratio.append(self.fps[-1] / bare_fps)
+
+    def _pass(self, count: int) -> int:
+        under_way: deque[Any] = deque()
+        done = 0
+        for turn in range(-(-count // self.batch)):
+            batch = [self.frames[(turn * self.batch + i) % len(self.frames)] for i in range(self.batch)]
+            under_way.append(self.model.submit(batch))
+            if len(under_way) == self.model.depth:
+                done += self._take(under_way.popleft())
+        while under_way:
+            done += self._take(under_way.popleft())
+        return done
+
+    def _take(self, pending: Any) -> int:
+        results = self.model.collect(pending)
+        self.results += len(results)
+        self.detections += sum(len(result.prediction) for result in results)
+        return len(results)
+
+    def line(self) -> str:
+        ratio, fps, cpu = (statistics.median(values) for values in (self.ratio, self.fps, self.cpu_us))
+        spread = max(self.ratio) - min(self.ratio)
+        seen = self.detections / self.results
+        return f"{self.name:42} {fps:8.0f} {ratio:7.2f} {spread:7.2f} {cpu:9.0f} {seen:8.1f}"
+
+
+class BareEngine:
+    """The engine's execution and nothing else, as a graph on one stream."""
+
+    def __init__(self, path: Path, options: TensorRtOptions, batch: int) -> None:
+        trt = _trt.library(options.library)
+        self._gpu = cuda.open_gpu()
+        self._held = [*_trt.deserialize(trt, path)]
+        engine = self._held[1]
+        self._context = engine.create_execution_context()
+        self._stream = cuda.Stream()
+        self._context.set_input_shape("images", (batch, 3, 640, 640))
+        for name, nbytes in (("images", batch * 3 * 640 * 640 * 4), ("output0", batch * 84 * 8400 * 4)):
+            memory = cuda.DeviceMemory(nbytes)
+            self._stream.clear(memory.address, nbytes)
+            self._held.append(memory)
+            self._context.set_tensor_address(name, memory.address)
+        self._work()
+        self._stream.synchronize()
+        self._graph = self._stream.capture(self._work)
+        self._batch = batch
+
+    def fps(self, count: int) -> float:
+        for _ in range(WARM_UP):
+            self._graph.launch(self._stream)
+        self._stream.synchronize()
+        began = time.perf_counter()
+        for _ in range(-(-count // self._batch)):
+            self._graph.launch(self._stream)
+        self._stream.synchronize()
+        return count / (time.perf_counter() - began)
+
+    def _work(self) -> None:
+        assert self._context.execute_async_v3(self._stream.address)
+
+
+def frames(count: int, *, pinned: bool) -> Sequence[Frame]:
+    world = World(width=1920, height=1080, seed=5)
+    made = []
+    for index in range(count):
+        image = (TensorRtEngine.new_image if pinned else new_image)((1080, 1920, 3))
+        world.draw(index * 13, image)
+        assert (cuda.pinned_memory(image) is not None) == pinned
+        now = time.monotonic_ns()
+        made.append(Frame("bench", index, image, time.time_ns(), now))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/out/gpu"))
+    parser.add_argument("--level", type=int, default=0, help="builder_optimization_level")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--own-tactics", action="store_true", help="build without cuBLAS and cuDNN")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx = yolo_sized(folder / "yolo_sized.onnx")
+    trt = _trt.library()
+    tactics = [name for name in dir(trt.TacticSource) if name.isupper() and not name.startswith("CU")]
+    base = TensorRtOptions(
+        engines=str(folder / "engines"),
+        optimization_level=arguments.level,
+        tactic_sources=tactics if arguments.own_tactics else [],
+        agreement=0.0,
+    )
+    stored = StoredModel("yolo-sized", "config", ModelOptions(path=str(onnx), options={"head": "dense"}), None)
+    one = InferenceOptions(max_batch=1, score_threshold=0.3)
+    eight = InferenceOptions(max_batch=8, score_threshold=0.3)
+    for_eight = msgspec.structs.replace(base, optimize_for_batch=8)
+
+    def opened(inference: InferenceOptions, **changes: Any) -> LoadedModel:
+        options = msgspec.structs.replace(for_eight if inference is eight else base, **changes)
+        return open_model(stored, backend="tensorrt", backends={"tensorrt": options}, inference=inference)
+
+    path = Engines(base).get(stored, one)
+    bare = BareEngine(path, base, 1)
+    bare_eight = BareEngine(Engines(for_eight).get(stored, eight), for_eight, 8)
+    pinned, pageable = frames(8, pinned=True), frames(8, pinned=False)
+    ways = [
+        Measured("depth 3, graph, pinned, all on the GPU", 1, opened(one), pinned),
+        Measured("depth 2", 1, opened(one, depth=2), pinned),
+        Measured("depth 1", 1, opened(one, depth=1), pinned),
+        Measured("depth 4", 1, opened(one, depth=4), pinned),
+        Measured("no graph", 1, opened(one, graph=False), pinned),
+        Measured("pageable frames (copied on the host)", 1, opened(one), pageable),
+        Measured("mapped frames (no upload)", 1, opened(one, upload="mapped"), pinned),
+        Measured("pre-processing on the CPU", 1, opened(one, preprocess="cpu"), pinned),
+        Measured("reduction on the CPU", 1, opened(one, reduce="cpu"), pinned),
+        Measured("both on the CPU, depth 1", 1, opened(one, preprocess="cpu", reduce="cpu", depth=1), pinned),
+        Measured("batch 8, depth 3", 8, opened(eight), pinned),
+    ]
+    bare_fps, bare_eight_fps = [], []
+    for _ in range(arguments.repeats):
+        bare_fps.append(bare.fps(2 * arguments.frames))
+        bare_eight_fps.append(bare_eight.fps(2 * arguments.frames))
+        for way in ways:
+            way.run(arguments.frames, bare_fps[-1])
+    gpu, sidecar = cuda.open_gpu(), Engines(base).sidecar(path)
+    print(
+        f"{gpu.name}, driver {gpu.driver_version}, {_trt.name_of(trt)}, level {arguments.level}, {arguments.repeats} repeats"
+    )
+    print(f"agreement with the ONNX file: {sidecar.agreement}")
+    print(
+        f"bare engine, batch 1: {statistics.median(bare_fps):.0f} frames/s; batch 8: {statistics.median(bare_eight_fps):.0f}"
+    )
+    print(f"{'the line, 1920x1080 BGR to results':42} frames/s   ratio  spread  CPU us/f  boxes/f")
+    for way in ways:
+        print(way.line())
+    first, last = ways[0], ways[-1]
+    ratio, cpu = statistics.median(first.ratio), statistics.median(first.cpu_us)
+    print(f"ratio {ratio:.2f} (bar {BARS['ratio']}), CPU {cpu:.0f} us a frame (bar {BARS['cpu_us']:.0f})")
+    faster = statistics.median(a / b for a, b in zip(last.fps, first.fps, strict=True))
+    print(f"batch 8 against batch 1: {faster:.2f} (bar 1.0)")
+    for way in ways:
+        way.model.close()
+    raise SystemExit(int(ratio < BARS["ratio"] or cpu > BARS["cpu_us"] or faster < 1.0))
+
+
+if __name__ == "__main__":
+    main()

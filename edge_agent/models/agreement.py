@@ -1,0 +1,90 @@
+"""How far an engine agrees with the ONNX file it was built from, on the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from edge_agent.backends import Engine
+from edge_agent.data import Detections, Image, Tensors
+from edge_agent.families import Family
+
+_SAME = 0.5  # IoU of two boxes that are one
+SLACK = 0.75
+"""A detection is confirmed by one with this share of the threshold: what is just above it here may be just below
+it there."""
+
+
+class Agreement(Struct):
+    """1 is perfect. By `detections`: the share of both models' detections that the other confirms, in class and
+    place; by `cosine`: the least similar raw output, where neither model found anything to compare."""
+
+    score: float
+    measure: Literal["detections", "cosine"]
+    pictures: int
+    detections: int
+    cosine: float
+
+
+def measure(
+    reference: Engine, built: Engine, family: Family, images: Iterable[Image], *, threshold: float
+) -> Agreement:
+    """Run both on every picture. Both engines give raw outputs; `family` was made with `SLACK` times `threshold`."""
+    confirmed = total = pictures = 0
+    cosines: dict[str, list[float]] = {}
+    for image in images:
+        pictures += 1
+        wanted, one = _outputs(reference, image, family)
+        got, other = _outputs(built, image, family)
+        for name, similarity in _cosines(wanted, got):
+            cosines.setdefault(name, []).append(similarity)
+        for left, right in ((one, other), (other, one)):
+            hits = _confirmed(left, right, threshold)
+            confirmed, total = confirmed + int(hits.sum()), total + len(hits)
+    cosine = min((float(np.mean(values)) for values in cosines.values()), default=0.0)
+    score = confirmed / total if total else cosine
+    return Agreement(round(score, 4), "detections" if total else "cosine", pictures, total, round(cosine, 5))
+
+
+def _outputs(engine: Engine, image: Image, family: Family) -> tuple[Tensors, Detections]:
+    ticket = engine.submit([image])
+    tensors = {name: np.array(value) for name, value in engine.collect(ticket).tensors.items()}
+    [candidates] = family.reduce(tensors)
+    return tensors, family.decode(candidates, ticket.placements[0])
+
+
+def _cosines(wanted: Tensors, got: Tensors) -> Iterator[tuple[str, float]]:
+    for name, value in wanted.items():
+        a, b = value.astype(np.float64).ravel(), got[name].astype(np.float64).ravel()
+        if a.size != b.size:
+            yield name, 0.0
+            continue
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        similarity = float(a @ b / norm) if norm else float(np.array_equal(a, b))
+        yield name, similarity if np.isfinite(similarity) else 0.0
+
+
+def _confirmed(found: Detections, by: Detections, threshold: float) -> NDArray[np.bool_]:
+    """Which of the detections at the threshold or above the other model has too, each counted once."""
+    hits, free = [], np.ones(len(by), bool)
+    for box, class_id, score in zip(found.boxes, found.class_ids, found.scores, strict=True):
+        if score < threshold:
+            continue
+        overlap = _iou(box, by.boxes) * (by.class_ids == class_id) * free
+        best = int(overlap.argmax()) if len(overlap) else -1
+        hits.append(best >= 0 and overlap[best] >= _SAME)
+        if hits[-1]:
+            free[best] = False
+    return np.array(hits, bool)
+
+
+def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    common = np.clip(high - low, 0, None).prod(1)
+    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - common
+    ratio: NDArray[np.float32] = common / np.maximum(area, 1e-9)
+    return ratio

@@ -1,0 +1,392 @@
+"""Engines built from ONNX files: which there are, what each was built from and for, and how a missing one is made.
+
+An engine fits one TensorRT, one GPU, one driver and one way of building. All of that is its key: what matches is
+used, what does not is built again, in a process of its own, while whatever runs goes on running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from edge_agent import cuda
+from edge_agent.backends import _trt
+from edge_agent.backends.tensorrt import Precision, TensorRtOptions
+from edge_agent.config import InferenceOptions, ModelOptions, ShapeRange, Table
+from edge_agent.errors import ModelError
+from edge_agent.messages import timestamp
+from edge_agent.models import pictures
+from edge_agent.models.agreement import Agreement
+from edge_agent.models.store import StoredModel
+
+log = structlog.get_logger()
+
+Progress = Callable[[str, float | None], None]
+"""Hears how a build goes: the phase, and how much of it is done in percent, None where TensorRT does not tell."""
+
+_GRACE_S = 2.0
+
+
+class Platform(Struct, frozen=True):
+    """What an engine is built for, besides the model."""
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    driver: str
+
+    @classmethod
+    def here(cls, options: TensorRtOptions) -> Platform:
+        """This machine's. Raises `GpuUnavailable`."""
+        gpu = cuda.open_gpu()
+        capability = ".".join(str(part) for part in gpu.capability)
+        return cls(_trt.name_of(_trt.library(options.library)), gpu.name, capability, gpu.driver_version)
+
+
+class Key(Struct, frozen=True):
+    """Everything that makes an engine what it is."""
+
+    onnx_sha256: str
+    platform: Platform
+    precision: Precision
+    calibration_sha256: str | None
+    size: tuple[int, int] | None
+    shapes: dict[str, ShapeRange]
+    max_batch: int
+    optimize_for_batch: int
+    optimization_level: int
+    workspace_mb: int
+    tactic_sources: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+
+class BuildRequest(Struct):
+    """What the build process is told. `target`: a compute capability such as `8.7`, on a machine without a GPU."""
+
+    name: str
+    model: ModelOptions
+    inference: InferenceOptions
+    backend: TensorRtOptions
+    precision: Precision
+    calibration: str | None
+    plan: str
+    timing_cache: str
+    calibration_cache: str
+    checks_agreement: bool = True
+    target: str | None = None
+
+
+class Built(Struct):
+    """What the build process answers: each input's least, best and largest shape, the ONNX file's own metadata."""
+
+    shapes: dict[str, ShapeRange]
+    metadata: dict[str, str]
+    agreement: Agreement | None
+
+
+class Sidecar(Struct):
+    """`<engine>.json`, beside an engine."""
+
+    key: Key
+    engine_sha256: str
+    engine_bytes: int
+    built_at: str
+    build_s: float
+    shapes: dict[str, ShapeRange]
+    metadata: dict[str, str]
+    agreement: Agreement | None = None
+    schema: int = 1
+
+
+class Engines:
+    """The engines in a directory, a folder a model. For one thread; `cancel` is for any other.
+
+    `platform` and `target` are given where engines are built for another machine; their agreement with the ONNX
+    file cannot be measured then.
+    """
+
+    def __init__(self, options: Table, *, platform: Platform | None = None, target: str | None = None) -> None:
+        assert isinstance(options, TensorRtOptions)
+        self._options = options
+        self._platform = platform
+        self._target = target
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_cancelled = False
+
+    def find(self, stored: StoredModel, inference: InferenceOptions) -> Path | None:
+        """The engine for this model, this machine and these options, if it is built and sound.
+
+        Raises `ModelError` where it is known to agree too little with the ONNX file.
+        """
+        return self._sound(stored, self.key(stored, inference))
+
+    def get(
+        self, stored: StoredModel, inference: InferenceOptions, progress: Progress = lambda phase, percent: None
+    ) -> Path:
+        """As `find`, and built if it is not there: that takes minutes. Raises `ModelError`."""
+        key = self.key(stored, inference)
+        if path := self._sound(stored, key):
+            return path
+        self._explain(stored, key)
+        return self._build(stored, inference, key, progress)
+
+    def key(self, stored: StoredModel, inference: InferenceOptions) -> Key:
+        """Raises `ModelError` where INT8 is wanted without pictures to calibrate with."""
+        options, entry = self._options, stored.options
+        precision = entry.precision or options.precision
+        folder = self._calibration(stored)
+        return Key(
+            onnx_sha256=_sha256(stored.path),
+            platform=self._platform or Platform.here(options),
+            precision=precision,
+            calibration_sha256=_calibration_sha256(folder, entry) if folder and precision == "int8" else None,
+            size=entry.preprocess.size,
+            shapes=entry.shapes,
+            max_batch=inference.max_batch,
+            optimize_for_batch=options.optimize_for_batch,
+            optimization_level=options.optimization_level,
+            workspace_mb=options.workspace_mb,
+            tactic_sources=tuple(options.tactic_sources),
+        )
+
+    def sidecar(self, path: Path) -> Sidecar:
+        """What stands beside an engine. Raises `OSError` and `msgspec.MsgspecError`."""
+        return msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Sidecar)
+
+    def cancel(self) -> None:
+        """End the build that runs, and let none begin."""
+        self._is_cancelled = True
+        if process := self._process:
+            process.kill()
+
+    def _calibration(self, stored: StoredModel) -> Path | None:
+        folder = stored.options.calibration or self._options.calibration
+        return Path(folder) if folder else None
+
+    def _folder(self, stored: StoredModel) -> Path:
+        return self._options.directory / stored.name
+
+    def _sound(self, stored: StoredModel, key: Key) -> Path | None:
+        path = self._folder(stored) / f"{key.digest}.engine"
+        try:
+            sidecar = self.sidecar(path)
+            found = _sha256(path)
+        except (OSError, ModelError, msgspec.MsgspecError):
+            return None
+        if found != sidecar.engine_sha256 or sidecar.key != key:
+            log.warning("engine.damaged", model=stored.name, path=str(path))
+            return None
+        self._require_agreement(stored, sidecar.agreement)
+        return path
+
+    def _require_agreement(self, stored: StoredModel, agreement: Agreement | None) -> None:
+        least = self._options.agreement
+        if agreement is not None and agreement.score < least:
+            raise ModelError(
+                f"{stored.name}: the engine is rejected: it agrees with its ONNX file to {agreement.score:.3f} "
+                f"({agreement.measure}, {agreement.pictures} pictures), less than {least:g}; try another precision or "
+                "more calibration pictures, or lower backends.tensorrt.agreement"
+            )
+
+    def _explain(self, stored: StoredModel, key: Key) -> None:
+        """Log what an engine that is there differs in."""
+        others = []
+        for path in self._folder(stored).glob("*.json"):
+            try:
+                others.append(self.sidecar(path).key)
+            except (OSError, msgspec.MsgspecError):
+                continue
+        if not others:
+            log.info("engine.missing", model=stored.name, precision=key.precision)
+            return
+        changes = min((_differences(other, key) for other in others), key=len)
+        log.info("engine.does_not_fit", model=stored.name, **changes)
+
+    def _build(self, stored: StoredModel, inference: InferenceOptions, key: Key, progress: Progress) -> Path:
+        folder = self._folder(stored)
+        path = folder / f"{key.digest}.engine"
+        platform = hashlib.sha256(msgspec.json.encode(key.platform, order="sorted")).hexdigest()[:16]
+        calibration = self._calibration(stored)
+        began = time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
+                plan = Path(scratch) / "plan"
+                request = BuildRequest(
+                    name=stored.name,
+                    model=stored.options,
+                    inference=inference,
+                    backend=self._options,
+                    precision=key.precision,
+                    calibration=str(calibration) if calibration else None,
+                    plan=str(plan),
+                    timing_cache=str(self._options.directory / f"timing-{platform}.cache"),
+                    calibration_cache=str(folder / f"calibration-{key.onnx_sha256[:8]}-{key.calibration_sha256}.cache"),
+                    checks_agreement=self._target is None,
+                    target=self._target,
+                )
+                built = self._run(request, progress)
+                sidecar = Sidecar(
+                    key=key,
+                    engine_sha256=_sha256(plan),
+                    engine_bytes=plan.stat().st_size,
+                    built_at=timestamp(time.time_ns()),
+                    build_s=round(time.monotonic() - began, 1),
+                    shapes=built.shapes,
+                    metadata=built.metadata,
+                    agreement=built.agreement,
+                )
+                facts = plan.with_name("facts")
+                facts.write_bytes(msgspec.json.format(msgspec.json.encode(sidecar), indent=2))
+                _move(plan, path)
+                _move(facts, path.with_suffix(".json"))  # last: an engine counts once its sidecar is there
+        except OSError as error:
+            raise ModelError(f"{stored.name}: the engine cannot be kept: {error}") from error
+        log.info(
+            "engine.built",
+            model=stored.name,
+            precision=key.precision,
+            seconds=sidecar.build_s,
+            mb=round(sidecar.engine_bytes / 1e6, 1),
+            agreement=built.agreement.score if built.agreement else None,
+        )
+        self._require_agreement(stored, built.agreement)
+        return path
+
+    def _run(self, request: BuildRequest, progress: Progress) -> Built:
+        """Build in another process, so that its memory comes back and a crash stays there."""
+        command = [sys.executable, "-m", "edge_agent.models.build"]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with tempfile.TemporaryFile() as complaints:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environ
+            )
+            self._process = process
+            if self._is_cancelled:
+                process.kill()
+            too_long = threading.Timer(self._options.build_timeout_s, process.kill)
+            too_long.daemon = True
+            too_long.start()
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                # What comes after the request is the end of this process, when the pipe closes: the build ends then.
+                process.stdin.write(msgspec.json.encode(request) + b"\n")
+                process.stdin.flush()
+                answer = _listen(process.stdout, request.name, progress)
+                process.stdin.close()
+                process.stdout.close()
+                status = process.wait(_GRACE_S + 60)
+            except BrokenPipeError:
+                answer, status = {}, process.wait()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                status = process.wait()
+            finally:
+                timed_out = not too_long.is_alive() and process.returncode == -signal.SIGKILL
+                too_long.cancel()
+                self._process = None
+            if "built" in answer:
+                return msgspec.convert(answer["built"], Built)
+            if self._is_cancelled:
+                raise ModelError(f"{request.name}: the build was cancelled")
+            if timed_out:
+                raise ModelError(f"{request.name}: the build took more than {self._options.build_timeout_s:g} s")
+            raise ModelError(f"{request.name}: {answer.get('error') or _crash(status, complaints)}")
+
+
+def _listen(lines: Any, name: str, progress: Progress) -> dict[str, Any]:
+    """The last word of the build process; its progress is handed on and logged on the way."""
+    told_s, answer = time.monotonic(), {}
+    for line in lines:
+        try:
+            word = json.loads(line)
+        except ValueError:  # a library that prints
+            continue
+        if not isinstance(word, dict):
+            continue
+        if "phase" not in word:
+            answer = word
+            continue
+        progress(word["phase"], word["percent"])
+        if time.monotonic() - told_s >= 10.0:
+            told_s = time.monotonic()
+            log.info("engine.building", model=name, phase=word["phase"], percent=word["percent"])
+    return answer
+
+
+def _crash(status: int, complaints: Any) -> str:
+    complaints.seek(0)
+    last = complaints.read()[-4000:].decode(errors="replace").strip().rpartition("\n")[2]
+    if status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
+        how += " (out of memory, perhaps)" if -status == signal.SIGKILL else ""
+    else:
+        how = f"ended with status {status}"
+    return f"the build process {how}{f': {last}' if last else ''}"
+
+
+def _differences(old: Key, new: Key) -> Mapping[str, str]:
+    def flat(key: Key) -> Iterator[tuple[str, Any]]:
+        for name, value in msgspec.structs.asdict(key).items():
+            yield from msgspec.structs.asdict(value).items() if isinstance(value, Platform) else ((name, value),)
+
+    before = dict(flat(old))
+    return {name: f"{before[name]} -> {value}" for name, value in flat(new) if before[name] != value}
+
+
+def _calibration_sha256(folder: Path, entry: ModelOptions) -> str:
+    """Of the pictures, and of how they are prepared."""
+    digest = hashlib.sha256(msgspec.json.encode([entry.preprocess, entry.family, entry.options, entry.inputs]))
+    for path in pictures.listed(folder):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}", code="model_not_found") from error
+    return digest.hexdigest()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put a whole file in place, so that it is there after a power cut or not at all."""
+    source.chmod(0o600)
+    _sync(source)
+    source.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_built(stored: StoredModel) -> bool:
+    """Whether an engine is built from this model's file, rather than being one."""
+    return stored.path.suffix.lower() == ".onnx"

@@ -1,0 +1,130 @@
+"""The whole agent on the GPU, and a fault that takes the GPU from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edge_agent.backends.tensorrt import TensorRtOptions
+from tests.gpu.conftest import KEPT
+from tests.rigs import ROOT, Probe, free_port
+
+BODY = """
+[agent]
+device = "rig"
+[mqtt]
+embedded = true
+port = {port}
+[model]
+active = "demo-320"
+[models.demo-320]
+path = "{model}"
+family = "{family}"
+[inference]
+max_batch = 4
+[backends.tensorrt]
+engines = "{engines}"
+optimization_level = 0
+tactic_sources = {sources}
+[cameras.a]
+source = "synthetic"
+[cameras.b]
+source = "synthetic"
+width = 1280
+height = 720
+seed = 4
+[snapshots]
+on_start = false
+[stats]
+interval_s = 0.5
+[logging]
+format = "json"
+"""
+
+
+def start(folder: Path, options: TensorRtOptions, *, family: str) -> tuple[subprocess.Popen[str], int]:
+    port = free_port()
+    model = ROOT / "edge_agent" / "models" / "zoo" / "demo-320.onnx"
+    text = BODY.format(port=port, model=model, family=family, engines=KEPT, sources=json.dumps(options.tactic_sources))
+    (folder / "config.toml").write_text(text)
+    command = [sys.executable, "-m", "edge_agent", "run", "--config", str(folder / "config.toml")]
+    agent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return agent, port
+
+
+def connected(port: int) -> Probe:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return Probe(port, version=4)
+        except (OSError, AssertionError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def test_the_agent_runs_on_the_gpu_from_camera_to_mqtt(plans: Any, options: TensorRtOptions, tmp_path: Path) -> None:
+    agent, port = start(tmp_path, options, family="yolo")
+    try:
+        with connected(port) as probe:
+            for camera in ("a", "b"):
+                probe.wait(f"cameras/{camera}/results", n=60, timeout_s=60)
+            [status] = probe.wait("status", lambda value: value["backend"] == "tensorrt")
+            [health] = probe.wait("health", lambda value: value["checks"]["engine"]["state"] == "ok")
+            result = probe.on("cameras/a/results")[-1].json()
+            print(json.dumps(result))
+        assert result["latency_ms"]["inference"] > 0
+        assert status.json()["model"]["state"] == "ready"
+        assert health.json()["checks"]["engine"]["fact"] == "tensorrt"
+    finally:
+        agent.terminate()
+        output = agent.communicate(timeout=20)[0]
+        print(output[-3000:])
+    assert agent.returncode == 0
+
+
+def test_a_kernel_that_faults_ends_the_process_with_its_own_status_and_last_words(
+    plans: Any, options: TensorRtOptions, tmp_path: Path
+) -> None:
+    agent, port = start(tmp_path, options, family="tests.gpu.faulty:FaultyFamily")
+    try:
+        with connected(port) as probe:
+            probe.wait("cameras/a/results", n=5, timeout_s=60)
+            output = agent.communicate(timeout=60)[0]
+            ended = time.monotonic()
+            told = [message for message in probe.heard if message.topic.endswith("/available")]
+    finally:
+        agent.kill()
+    print(output[-3000:])
+    assert agent.returncode == 75
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in output
+    assert told[-1].payload == b"offline"
+    fault = next(json.loads(line) for line in output.splitlines() if '"gpu.fault_planted"' in line)
+    assert ended - fault["monotonic_s"] < 2.5
+
+
+def test_a_fault_is_named_by_cuda_itself(tmp_path: Path, options: TensorRtOptions) -> None:
+    code = (
+        "from tests.gpu.faulty import fault\n"
+        "from edge_agent.errors import GpuLost\n"
+        "from edge_agent import cuda\n"
+        "gpu = cuda.open_gpu()\n"
+        "try:\n    fault(); gpu.synchronize()\n"
+        "except GpuLost as error:\n    print(error)\n"
+        "try:\n    cuda.DeviceMemory(10)\n"
+        "except GpuLost as error:\n    print('still', error.number)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access" in done.stdout, done
+    assert "still 700" in done.stdout
+
+
+def test_the_build_process_gives_its_memory_back(options: TensorRtOptions) -> None:
+    """Building happened in other processes: this one never made a builder."""
+    code = "import sys, edge_agent.agent; print('edge_agent.models.build' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
