@@ -48,7 +48,7 @@ class Gpu:
         device = _call(driver.cuDeviceGet, index)
         attribute = functools.partial(_attribute, device)
         name: bytes = _call(driver.cuDeviceGetName, 128, device)
-        self.name = name.rstrip(b"\0").decode()
+        self.name = name.partition(b"\0")[0].decode()
         self.capability = (
             attribute("COMPUTE_CAPABILITY_MAJOR"),
             attribute("COMPUTE_CAPABILITY_MINOR"),
@@ -258,6 +258,7 @@ class PinnedMemory:
             "version": 3,
             "shape": shape,
             "typestr": kind.str,
+            "descr": kind.descr,
             "data": (self.address, False),
             "strides": None,
         }

@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import stat
 import struct
 from collections import deque
@@ -40,6 +41,7 @@ _DTYPES = {
 }
 _MAX_HEADER = 1 << 20
 _ERROR, _WARNING = 1, 2  # of ILogger.Severity; 0 is an internal error
+_NO_MEMORY = re.compile(r"(?i)out of memory|outofmemory")
 _DRIVER_TOO_OLD = "driver version is insufficient"
 
 
@@ -116,6 +118,8 @@ def deserialize(trt: Any, path: Path) -> tuple[Any, Any, Mapping[str, str]]:
         reason = told.errors()
         if _DRIVER_TOO_OLD in reason:
             raise GpuUnavailable(f"the driver is too old for {name_of(trt)}: {reason}")
+        if _NO_MEMORY.search(reason):
+            raise ModelError(f"{path}: there is not enough GPU memory left for it ({reason})")
         raise ModelError(
             f"{path} is no engine that {name_of(trt)} can run on this GPU; engines fit the TensorRT version and the "
             f"GPU they were built for, so give the ONNX file and it is built here ({reason})"

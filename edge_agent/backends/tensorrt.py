@@ -8,10 +8,11 @@ come to it as data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -121,6 +122,7 @@ class TensorRtEngine:
         self._runtime, self._engine, metadata = _trt.deserialize(self._trt, path)
         self._slots: list[_Slot] = []
         self._turn = 0
+        self._is_lost = False
         self._kernels: cuda.Kernels | None = None
         self.facts = _facts(self._trt, self._engine, metadata)
         self.max_batch = 1
@@ -171,21 +173,32 @@ class TensorRtEngine:
     def submit(self, images: Sequence[Image]) -> Ticket:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        self._gpu.enter()
-        return Ticket(slot.submit(images), held=slot)
+        with self._telling_of_loss():
+            return Ticket(slot.submit(images), held=slot)
 
     def collect(self, ticket: Ticket) -> Outcome:
-        self._gpu.enter()
         slot: _Slot = ticket.held
-        return slot.collect(len(ticket.placements))
+        with self._telling_of_loss():
+            return slot.collect(len(ticket.placements))
 
     def close(self) -> None:
+        if self._is_lost:
+            return  # nothing can be freed any more, and TensorRT's own attempts would end in an abort
         self._gpu.enter()
         while self._slots:
             self._slots.pop().close()
         if self._kernels is not None:
             self._kernels.close()
         self._kernels = self._engine = self._runtime = None
+
+    @contextmanager
+    def _telling_of_loss(self) -> Iterator[None]:
+        self._gpu.enter()
+        try:
+            yield
+        except GpuLost:
+            self._is_lost = True
+            raise
 
     def _batches(self, picture: TensorSpec, spec: PreprocessSpec) -> tuple[int, int]:
         """The least and the most pictures that the engine's profile allows at once."""
@@ -219,6 +232,15 @@ class _Output:
         return self.host[: _nbytes(shape, self.spec.dtype)].view(self.spec.dtype).reshape(shape)
 
 
+class _Copy(NamedTuple):
+    """A picture's way to the GPU. It holds on to the host's memory, which the GPU may be reading or a graph may
+    name: an address that was freed and given out again is not the same to CUDA."""
+
+    device: int
+    memory: cuda.PinnedMemory
+    nbytes: int
+
+
 @dataclass(slots=True)
 class _Recipe:
     """How a batch of one size is run: as a graph, with its uploads in the order of the pictures; or step by step."""
@@ -226,7 +248,7 @@ class _Recipe:
     shapes: Mapping[str, tuple[int, ...]]
     graph: cuda.Graph | None = None
     uploads: Sequence[Any] = ()
-    brought: list[tuple[int, int, int]] | None = None
+    brought: list[_Copy] = field(default_factory=list)
 
 
 class _Slot:
@@ -310,7 +332,8 @@ class _Slot:
         self._input = self._owned(cuda.DeviceMemory(size))
         self._pictures: list[cuda.DeviceMemory | None] = [None] * plan.max_batch
         self._staged: list[NDArray[np.uint8] | None] = [None] * plan.max_batch
-        self._brought: list[tuple[int, int, int]] = []
+        self._brought: list[_Copy] = []
+        self._captured_from: list[Sequence[_Copy]] = []
         self._closers.append(self._free_pictures)
         self._open_preprocessing()
         self._open_constants()
@@ -401,7 +424,7 @@ class _Slot:
             if held is not None:
                 held.close()
             held = self._pictures[index] = cuda.DeviceMemory(image.nbytes)
-        self._brought.append((held.address, memory.address, image.nbytes))
+        self._brought.append(_Copy(held.address, memory, image.nbytes))
         return held.address
 
     def _stage(self, index: int, image: Image) -> NDArray[np.uint8]:
@@ -436,8 +459,8 @@ class _Slot:
         begun, ready, inferred, ended = self._marks
         begun.record(stream, capturing=capturing)
         if self._letterbox is not None:
-            for device, host, nbytes in self._brought:
-                stream.copy_in(device, host, nbytes)
+            for copy in self._brought:
+                stream.copy_in(copy.device, copy.memory.address, copy.nbytes)
             self._letterbox.launch(stream, self._input.address, batch=batch)
         else:
             stream.copy_in(self._input.address, _address(self._canvas), self._canvas[:batch].nbytes)
@@ -471,8 +494,9 @@ class _Slot:
             try:
                 graph = self._stream.capture(lambda: self._work(recipe, batch, capturing=True))
                 nodes = graph.uploads()
-                recipe.graph, recipe.uploads = graph, [nodes[device] for device, _, _ in self._brought]
+                recipe.graph, recipe.uploads = graph, [nodes[copy.device] for copy in self._brought]
                 recipe.brought = list(self._brought)
+                self._captured_from.append(recipe.brought[:])
                 self._closers.append(graph.close)
             except GpuLost:
                 raise
@@ -484,12 +508,10 @@ class _Slot:
     def _replay(self, recipe: _Recipe, batch: int) -> None:
         graph, before = recipe.graph, recipe.brought
         assert graph is not None
-        assert before is not None
-        for index, upload in enumerate(recipe.uploads):
-            wanted = self._brought[index]
-            if wanted != before[index]:
-                device, host, nbytes = before[index] = wanted
-                graph.redirect(upload, self._plan.gpu, device=device, host=host, nbytes=nbytes)
+        for index, (upload, copy) in enumerate(zip(recipe.uploads, self._brought, strict=True)):
+            if copy != before[index]:
+                graph.redirect(upload, self._plan.gpu, device=copy.device, host=copy.memory.address, nbytes=copy.nbytes)
+                before[index] = copy
         graph.launch(self._stream)
         self._done.record(self._stream)
 

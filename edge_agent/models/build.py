@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def main() -> None:
         tell({"built": msgspec.to_builtins(built)})
     except EdgeAgentError as error:
         tell({"error": str(error)})
-    answers.flush()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)  # libraries' own endings take long, or crash, when all is said
 
 
@@ -530,7 +533,7 @@ def _first(pattern: str, text: str) -> str | None:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.readline():
+    while os.read(0, 4096):
         pass
     os._exit(1)
 

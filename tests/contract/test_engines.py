@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent import plugins
-from edge_agent.backends import Engine, choose
+from edge_agent.backends import Choice, Engine, choose
 from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.data import PreprocessSpec
 from edge_agent.errors import ConfigError, EngineError, ModelError
@@ -45,7 +45,7 @@ def test_a_batch_of_pictures_of_any_size_gives_outputs_batch_first(engine: Engin
     for shapes in ([(480, 640)], [(480, 640), (720, 1280), (33, 57), (320, 320)]):
         ticket = engine.submit(images(*shapes))
         assert [(p.source_height, p.source_width) for p in ticket.placements] == shapes
-        outputs = engine.collect(ticket)
+        outputs = engine.collect(ticket).tensors
         assert list(outputs) == ["output0"]
         assert outputs["output0"].shape[:2] == (len(shapes), 9)
         assert outputs["output0"].dtype == np.float32
@@ -54,9 +54,9 @@ def test_a_batch_of_pictures_of_any_size_gives_outputs_batch_first(engine: Engin
 def test_a_picture_gets_the_same_answer_alone_and_in_a_batch(engine: Engine) -> None:
     engine.prepare(SPEC, max_batch=3)
     pictures = images((480, 640), (200, 100), (320, 320))
-    together = np.array(engine.collect(engine.submit(pictures))["output0"])
+    together = np.array(engine.collect(engine.submit(pictures)).tensors["output0"])
     for picture, answer in zip(pictures, together, strict=True):
-        alone = engine.collect(engine.submit([picture]))["output0"][0]
+        alone = engine.collect(engine.submit([picture])).tensors["output0"][0]
         assert np.allclose(alone, answer, atol=1e-3)
 
 
@@ -92,9 +92,11 @@ def test_the_fake_engine_fails_when_told() -> None:
 
 
 def test_auto_says_why_it_chose_the_cpu() -> None:
-    assert choose("auto")[0] == "onnx"
-    assert "TensorRT" in choose("auto")[1]
-    assert choose("fake") == ("fake", "configured")
+    choice = choose("auto", fallback="onnx", options={})
+    assert choice.name == "onnx"
+    assert "no NVIDIA GPU here" in choice.because
+    assert choice.trouble is None
+    assert choose("fake", fallback="onnx", options={}) == Choice("fake", "configured")
 
 
 def stored(**options: object) -> StoredModel:

@@ -91,13 +91,13 @@ def test_a_detector_gives_what_the_cpu_gives_however_it_is_run(
         for image in [*pictures, *pictures[::-1]]:  # sizes change from one to the next, under the same graph
             wanted, got = run(cpu, [image])["output0"], run(engine, [image])["output0"]
             assert got.shape == wanted.shape
-            assert np.abs(got[:, 4:] - wanted[:, 4:]).max() < 0.02
+            assert np.abs(got[:, 4:] - wanted[:, 4:]).max() < 0.05
             sure = wanted[0, 4:].max(0) > 0.3
             assert np.abs(got[0, :4, sure] - wanted[0, :4, sure]).max(initial=0) < 2.0
         batch = pictures[:3]
         wanted, got = run(cpu, batch)["output0"], run(engine, batch)["output0"]
         assert got.shape == wanted.shape
-        assert np.abs(got[:, 4:] - wanted[:, 4:]).max() < 0.02
+        assert np.abs(got[:, 4:] - wanted[:, 4:]).max() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_segmentation_and_pose_give_what_the_cpu_gives(
     plan = built(options, model)
     with on_cpu(model, spec) as cpu, opened(plan, options, spec) as engine:
         wanted, got = run(cpu, [astronaut]), run(engine, [astronaut])
-        assert list(wanted) == list(got)
+        assert set(wanted) == set(got)
         for tensor, value in wanted.items():
             a, b = value.ravel().astype(float), got[tensor].ravel().astype(float)
             assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999, tensor
