@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from benchmarks.networks import yolo_sized
 from edge_agent import cuda
@@ -183,9 +182,6 @@ def main() -> None:
         for way in ways:
             way.run(arguments.frames, bare_fps[-1])
     gpu, sidecar = cuda.open_gpu(), Engines(base).sidecar(path)
-    print(
-        f"{gpu.name}, driver {gpu.driver_version}, {_trt.name_of(trt)}, level {arguments.level}, {arguments.repeats} repeats"
-    )
     print(f"agreement with the ONNX file: {sidecar.agreement}")
     print(
         f"bare engine, batch 1: {statistics.median(bare_fps):.0f} frames/s; batch 8: {statistics.median(bare_eight_fps):.0f}"

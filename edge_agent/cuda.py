@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,11 +58,14 @@ class Gpu:
         version = _call(driver.cuDriverGetVersion)
         self.driver_version = f"{version // 1000}.{version % 1000 // 10}"
         self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
+        self._entered = threading.local()
         self.enter()
 
     def enter(self) -> None:
-        """Make this GPU the calling thread's own; every thread that uses it does so once."""
-        _call(_driver().cuCtxSetCurrent, self._context)
+        """Make this GPU the calling thread's own, which every thread that uses it must; once is enough."""
+        if not hasattr(self._entered, "by_this_thread"):
+            _call(_driver().cuCtxSetCurrent, self._context)
+            self._entered.by_this_thread = True
 
     @property
     def context(self) -> Any:
@@ -190,26 +194,24 @@ class Graph:
     def uploads(self) -> Mapping[int, Any]:
         """Its copies from the host, by the device address they go to, as `redirect` wants them."""
         driver = _driver()
+        types = driver.CUmemorytype
         _, count = _call(driver.cuGraphGetNodes, self._graph, 0)
         nodes, _ = _call(driver.cuGraphGetNodes, self._graph, count)
         found = {}
         for node in nodes:
             if _call(driver.cuGraphNodeGetType, node) == driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMCPY:
                 copy = _call(driver.cuGraphMemcpyNodeGetParams, node)
+                copy.srcMemoryType, copy.dstMemoryType = types.CU_MEMORYTYPE_HOST, types.CU_MEMORYTYPE_DEVICE
+                copy.Height = copy.Depth = copy.srcHeight = copy.dstHeight = 1
                 found[int(copy.dstDevice)] = node, copy
         return found
 
     def redirect(self, upload: Any, gpu: Gpu, *, device: int, host: int, nbytes: int) -> None:
         """Let a copy bring other bytes, from the next launch on."""
-        driver = _driver()
         node, copy = upload
-        copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_HOST
-        copy.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
         copy.srcHost, copy.dstDevice = host, device
-        copy.WidthInBytes, copy.Height, copy.Depth = nbytes, 1, 1
-        copy.srcPitch = copy.dstPitch = nbytes
-        copy.srcHeight = copy.dstHeight = 1
-        _call(driver.cuGraphExecMemcpyNodeSetParams, self._executable, node, copy, gpu.context)
+        copy.WidthInBytes = copy.srcPitch = copy.dstPitch = nbytes
+        _call(_driver().cuGraphExecMemcpyNodeSetParams, self._executable, node, copy, gpu.context)
 
     def launch(self, stream: Stream) -> None:
         _call(_driver().cuGraphLaunch, self._executable, stream.handle)
@@ -366,6 +368,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, CudaError) and error.number == _OUT_OF_MEMORY
 
 
+@functools.cache
 def _driver() -> Any:
     from cuda.bindings import driver
 

@@ -6,7 +6,8 @@ what `cv2.resize` with linear sampling does too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,17 @@ class Placement:
     top: int
     width: int
     height: int
+    _scale: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    _offset: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    _bounds: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, pair in (
+            ("_scale", (self.scale_x, self.scale_y)),
+            ("_offset", (self.left, self.top)),
+            ("_bounds", (self.source_width, self.source_height)),
+        ):
+            object.__setattr__(self, name, np.array(pair, np.float32))
 
     @property
     def scale_x(self) -> float:
@@ -39,22 +51,19 @@ class Placement:
 
     def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Points [..., 2] (or boxes [..., 4]) from source pixels to input pixels."""
-        scale, offset = self._scale_and_offset()
-        moved: NDArray[np.float32] = points.reshape(-1, 2) * scale + offset
+        moved: NDArray[np.float32] = points.reshape(-1, 2) * self._scale + self._offset
         return moved.reshape(points.shape)
 
     def to_source(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept inside."""
-        scale, offset = self._scale_and_offset()
-        moved: NDArray[np.float32] = (points.reshape(-1, 2) - offset) / scale
+        moved: NDArray[np.float32] = points.reshape(-1, 2) - self._offset
+        moved /= self._scale
         np.maximum(moved, 0, out=moved)
-        np.minimum(moved, np.array((self.source_width, self.source_height), np.float32), out=moved)
+        np.minimum(moved, self._bounds, out=moved)
         return moved.reshape(points.shape)
 
-    def _scale_and_offset(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return np.array((self.scale_x, self.scale_y), np.float32), np.array((self.left, self.top), np.float32)
 
-
+@functools.lru_cache(maxsize=256)
 def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placement:
     """Where a picture of this size goes in the input that `spec` describes."""
     if spec.resize == "stretch":

@@ -7,6 +7,7 @@ is for stands in memory that it reads, not in its arguments.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,11 @@ from edge_agent.geometry import Placement
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 
-PICTURE = np.dtype(
-    [
-        ("pixels", "<u8"),
-        ("size", "<i4", 2),
-        ("at", "<i4", 2),
-        ("fit", "<i4", 2),
-    ],
-    align=True,
-)
+PICTURE = struct.Struct("<Q6i")
 """`Picture` of gpu.cu: address, width and height, left and top, width and height in the input."""
 
-CANDIDATE = np.dtype(
-    [("cell", "<i4"), ("class_id", "<i4"), ("score", "<f4"), ("box", "<f4", 4), ("unused", "<i4")], align=True
-)
-"""`Candidate` of gpu.cu."""
+CANDIDATE_WORDS = 8
+"""`Candidate` of gpu.cu, in words of four bytes: cell, class (int32), score, the box (float32), and one unused."""
 
 _TILE = (32, 8, 1)
 _CELLS = 128
@@ -120,16 +111,12 @@ class Letterbox:
         self._kernels = kernels
         self._kernel = f"letterbox_{spec.dtype}"
         self._style = style(spec)
-        self._shown = pinned_array(gpu, (max_batch,), PICTURE)
+        self._shown = pinned_array(gpu, (max_batch * PICTURE.size,), np.uint8)
         self._pictures = DeviceMemory(self._shown.nbytes)
 
     def show(self, index: int, address: int, at: Placement) -> None:
         """Picture `index` of the next launch lies at a device address, and goes there in the input."""
-        picture = self._shown[index]
-        picture["pixels"] = address
-        picture["size"] = at.source_width, at.source_height
-        picture["at"] = at.left, at.top
-        picture["fit"] = at.width, at.height
+        PICTURE.pack_into(self._shown, index * PICTURE.size, *picture_fields(address, at))
 
     def launch(self, stream: Stream, out: int, *, batch: int) -> None:
         stream.copy_in(self._pictures.address, _pinned(self._shown).address, self._shown.nbytes)
@@ -150,7 +137,7 @@ class Reducer:
         self._dtype = dtype
         self._head = head(reduction, shape)
         self._counts = pinned_array(gpu, (batch,), np.uint32)
-        self._candidates = pinned_array(gpu, (batch, self._head.most), CANDIDATE)
+        self._candidates = pinned_array(gpu, (batch, self._head.most, CANDIDATE_WORDS), np.float32)
         self._found = DeviceMemory(4 * batch)
         self._ranks = DeviceMemory(8 * batch * self._head.cells)
         self._class_ids = DeviceMemory(4 * batch * self._head.cells)
@@ -188,15 +175,16 @@ class Reducer:
             memory.close()
 
 
-def candidates_of(records: NDArray[Any]) -> Candidates:
-    """Records of `CANDIDATE` in any order as `Candidates`, in the order of the cells."""
-    ordered = records[np.argsort(records["cell"])]
-    return Candidates(
-        ordered["cell"].astype(np.int64),
-        np.ascontiguousarray(ordered["box"]),
-        np.ascontiguousarray(ordered["score"]),
-        ordered["class_id"].astype(np.int64),
-    )
+def picture_fields(address: int, at: Placement) -> tuple[int, ...]:
+    """The fields of a `PICTURE`."""
+    return address, at.source_width, at.source_height, at.left, at.top, at.width, at.height
+
+
+def candidates_of(records: NDArray[np.float32]) -> Candidates:
+    """Records in any order ([K, 8], see `CANDIDATE_WORDS`) as `Candidates`, in the order of the cells."""
+    ordered = records[records.view(np.int32)[:, 0].argsort()]
+    numbers = ordered.view(np.int32)[:, :2].astype(np.int64)
+    return Candidates(numbers[:, 0], ordered[:, 3:7], ordered[:, 2], numbers[:, 1])
 
 
 def _pinned(array: NDArray[Any]) -> PinnedMemory:

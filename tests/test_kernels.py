@@ -37,11 +37,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def letterbox(library: ctypes.CDLL, images: Sequence[NDArray[np.uint8]], spec: PreprocessSpec) -> NDArray[Any]:
-    shown = np.zeros(len(images), gpu.PICTURE)
-    for record, image in zip(shown, images, strict=True):
+    shown = np.zeros(len(images) * gpu.PICTURE.size, np.uint8)
+    for index, image in enumerate(images):
         at = place(image.shape[1], image.shape[0], spec)
-        record["pixels"] = image.ctypes.data
-        record["size"], record["at"], record["fit"] = image.shape[1::-1], (at.left, at.top), (at.width, at.height)
+        gpu.PICTURE.pack_into(shown, index * gpu.PICTURE.size, *gpu.picture_fields(image.ctypes.data, at))
     shape = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
     out = np.empty((len(images), *shape), spec.dtype)
     style = gpu.style(spec)
@@ -58,7 +57,7 @@ def letterbox(library: ctypes.CDLL, images: Sequence[NDArray[np.uint8]], spec: P
 def reduce(library: ctypes.CDLL, raw: NDArray[Any], reduction: Reduction) -> Sequence[Candidates]:
     head = gpu.head(reduction, raw.shape)
     counts = np.zeros(len(raw), np.uint32)
-    records = np.zeros((len(raw), head.most), gpu.CANDIDATE)
+    records = np.zeros((len(raw), head.most, gpu.CANDIDATE_WORDS), np.float32)
     library.run_reduce(
         _KINDS.index(raw.dtype.name),
         ctypes.c_void_p(raw.ctypes.data),
@@ -103,11 +102,11 @@ def test_the_kernels_compile_for_orin_hopper_and_blackwell(architecture: str) ->
 
 def test_a_source_that_does_not_compile_is_told_with_the_compilers_words() -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed: pip install cuda-bindings")
-    with pytest.raises(GpuUnavailable, match='NVRTC cannot compile the kernels for sm_90: .*identifier "nonsense"'):
+    with pytest.raises(GpuUnavailable, match=r'NVRTC cannot compile the kernels for sm_90: .*identifier "nonsense"'):
         cuda.compile_kernels("nonsense x;", "gpu", "sm_90")
 
 
 def test_the_records_are_laid_out_as_the_kernels_have_them() -> None:
-    assert (gpu.PICTURE.itemsize, gpu.CANDIDATE.itemsize) == (32, 32)
+    assert (gpu.PICTURE.size, 4 * gpu.CANDIDATE_WORDS) == (32, 32)
     assert ctypes.sizeof(gpu.Style) == 44
     assert ctypes.sizeof(gpu.Head) == 36

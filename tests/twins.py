@@ -52,12 +52,15 @@ def check_letterbox(run: RunLetterbox, spec: PreprocessSpec, images: Sequence[ND
 
 
 def check_a_photograph(run: RunLetterbox, photograph: NDArray[np.uint8]) -> None:
-    """Of a picture as cameras give it, nearly all values are the very same."""
+    """Of a picture as cameras give it, no value is off by more than one level, and few by that much: halves are
+    rounded up here, and down by some builds of OpenCV."""
     spec = PreprocessSpec(320, 320)
     wanted = np.zeros((3, 320, 320), np.float32)
     Preprocessor(spec)(photograph, wanted)
     [got] = run([photograph], spec)
-    assert (np.abs(got - wanted) < 1e-5).mean() > 0.97
+    off = np.abs(got - wanted) * 255
+    assert off.max() < 1.01
+    assert off.mean() < 0.35
 
 
 @st.composite

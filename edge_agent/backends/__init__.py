@@ -138,7 +138,8 @@ def fitted_constants(facts: ModelFacts, constants: Constants, batch: int) -> dic
             fitted[tensor.name] = np.ascontiguousarray(np.broadcast_to(given, shape).astype(tensor.dtype))
         except ValueError as error:
             raise ModelError(
-                f"inputs.{tensor.name}: the input is {list(tensor.shape)}, values of shape {list(given.shape)} do not fit"
+                f"inputs.{tensor.name}: the input is {list(tensor.shape)}, "
+                f"values of shape {list(given.shape)} do not fit"
             ) from error
     return fitted
 

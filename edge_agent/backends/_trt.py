@@ -5,6 +5,7 @@ Generations are told apart by what they have, not by their numbers.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import json
@@ -74,7 +75,8 @@ def name_of(trt: Any) -> str:
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """The one log that TensorRT has in a process; `errors()` are the lines since the last call of it."""
+    """The one log that TensorRT has in a process: `errors()` are its lines since the last call, or that there are
+    none; `is_clean` says so without taking them."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -86,6 +88,10 @@ def logger(trt: Any) -> Any:
                 self._errors.append(message.strip())
             if int(severity) <= _WARNING:
                 log.debug("tensorrt.says", message=message.strip(), severity=severity.name.lower())
+
+        @property
+        def is_clean(self) -> bool:
+            return not self._errors
 
         def errors(self) -> str:
             told = " | ".join(self._errors)
@@ -101,6 +107,21 @@ def dtype(data_type: Any) -> str:
     return _DTYPES.get(name, name.lower())
 
 
+def start(trt: Any) -> Any:
+    """TensorRT's runtime. Raises `GpuUnavailable` where it does not start, as with a driver that is too old: what it
+    gives then looks like a runtime, and crashes the process when it is used, or freed."""
+    told = logger(trt)
+    told.errors()
+    try:
+        runtime = trt.Runtime(told)
+    except TypeError:  # pybind's word for a constructor that gave nothing
+        runtime = None
+    if runtime is None or not told.is_clean:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that nobody frees it, not even the interpreter
+        raise GpuUnavailable(f"{name_of(trt)} does not start here; does the driver fit it? ({told.errors()})")
+    return runtime
+
+
 def deserialize(trt: Any, path: Path) -> tuple[Any, Any, Mapping[str, str]]:
     """The runtime, the engine in a file, and what the file tells of the model.
 
@@ -109,10 +130,8 @@ def deserialize(trt: Any, path: Path) -> tuple[Any, Any, Mapping[str, str]]:
     """
     _must_be_ours(path)
     plan, metadata = read_plan(path)
-    told = logger(trt)
-    runtime = trt.Runtime(told)
+    told, runtime = logger(trt), start(trt)
     runtime.engine_host_code_allowed = False
-    told.errors()
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         reason = told.errors()

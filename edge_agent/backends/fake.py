@@ -26,10 +26,12 @@ _CELLS = 100
 
 
 class FakeOptions(Table):
-    """`[backends.fake]`: `detections` boxes a frame, `latency_ms` a batch, failing after `fail_after` batches."""
+    """`[backends.fake]`: `detections` boxes a frame, each batch `latency_ms` on its way and `depth` of them at once,
+    failing after `fail_after` batches."""
 
     detections: Annotated[int, Meta(ge=0, le=_CELLS)] = 3
     latency_ms: Annotated[float, Meta(ge=0)] = 0.0
+    depth: Annotated[int, Meta(ge=1)] = 1
     fail_after: Annotated[int, Meta(ge=1)] | None = None
 
 
@@ -38,7 +40,6 @@ class FakeEngine:
 
     Options: ClassVar[type[Table]] = FakeOptions
     is_built: ClassVar[bool] = False
-    depth = 1
 
     @staticmethod
     def unavailable(options: FakeOptions) -> str | None:
@@ -52,6 +53,7 @@ class FakeEngine:
         self._options = options
         self._batches = 0
         self.max_batch = 1
+        self.depth = options.depth
         self.facts = ModelFacts(
             inputs=(TensorSpec("images", (None, 3, 320, 320), "float32"),),
             outputs=(TensorSpec("output0", (None, 4 + len(_CLASSES), _CELLS), "float32"),),
@@ -74,12 +76,12 @@ class FakeEngine:
             self._answer[:, 4 + i % len(_CLASSES), i] = 0.9
 
     def submit(self, images: Sequence[Image]) -> Ticket:
-        return Ticket([place(image.shape[1], image.shape[0], self._spec) for image in images])
+        return Ticket([place(image.shape[1], image.shape[0], self._spec) for image in images], held=time.perf_counter())
 
     def collect(self, ticket: Ticket) -> Outcome:
-        began = time.perf_counter()
-        if self._options.latency_ms:
-            time.sleep(self._options.latency_ms / 1e3)
+        began: float = ticket.held
+        if (left_s := began + self._options.latency_ms / 1e3 - time.perf_counter()) > 0:
+            time.sleep(left_s)
         self._batches += 1
         if self._options.fail_after is not None and self._batches > self._options.fail_after:
             raise EngineError(f"the fake engine fails after {self._options.fail_after} batches, as told")

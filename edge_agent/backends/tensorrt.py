@@ -8,8 +8,7 @@ come to it as data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -98,11 +97,9 @@ class TensorRtEngine:
                 return lacks
             trt = _trt.library(options.library)
             cuda.open_gpu()
-            trt.Runtime(_trt.logger(trt))
+            _trt.start(trt)
         except GpuUnavailable as error:
             return str(error)
-        except TypeError:  # pybind's word for a constructor that gave nothing
-            return f"{_trt.name_of(trt)} does not start: {_trt.logger(trt).errors()}"
         return None
 
     @staticmethod
@@ -173,13 +170,21 @@ class TensorRtEngine:
     def submit(self, images: Sequence[Image]) -> Ticket:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        with self._telling_of_loss():
+        self._gpu.enter()
+        try:
             return Ticket(slot.submit(images), held=slot)
+        except GpuLost:
+            self._is_lost = True
+            raise
 
     def collect(self, ticket: Ticket) -> Outcome:
         slot: _Slot = ticket.held
-        with self._telling_of_loss():
+        self._gpu.enter()
+        try:
             return slot.collect(len(ticket.placements))
+        except GpuLost:
+            self._is_lost = True
+            raise
 
     def close(self) -> None:
         if self._is_lost:
@@ -190,15 +195,6 @@ class TensorRtEngine:
         if self._kernels is not None:
             self._kernels.close()
         self._kernels = self._engine = self._runtime = None
-
-    @contextmanager
-    def _telling_of_loss(self) -> Iterator[None]:
-        self._gpu.enter()
-        try:
-            yield
-        except GpuLost:
-            self._is_lost = True
-            raise
 
     def _batches(self, picture: TensorSpec, spec: PreprocessSpec) -> tuple[int, int]:
         """The least and the most pictures that the engine's profile allows at once."""

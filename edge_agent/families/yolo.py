@@ -80,24 +80,29 @@ class YoloFamily:
         boxes, scores, class_ids = self._sound(candidates)
         if not len(scores):
             return _NOTHING
-        corner = np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), 1)
+        limits = self._thresholds
+        cornered = boxes.copy()  # x y w h
+        cornered[:, :2] -= boxes[:, 2:] * 0.5
         kept = cv2.dnn.NMSBoxesBatched(
-            corner.tolist(), scores.tolist(), class_ids.tolist(), self._thresholds.score, self._thresholds.iou
-        )
-        order = np.asarray(kept, np.intp).ravel()
-        order = order[np.argsort(-scores[order], kind="stable")][: self._thresholds.max_detections]
-        half = boxes[order, 2:] / 2
-        centers = boxes[order, :2]
-        corners = placement.to_source(np.concatenate((centers - half, centers + half), 1))
-        visible = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-        return Detections(corners[visible], scores[order][visible], class_ids[order][visible])
+            cornered.tolist(), scores.tolist(), class_ids.tolist(), limits.score, limits.iou
+        )  # best first
+        order = np.array(kept[: limits.max_detections], np.intp)
+        corners = cornered[order]
+        corners[:, 2:] += corners[:, :2]
+        corners = placement.to_source(corners)
+        scores, class_ids = scores[order], class_ids[order]
+        has_extent = corners[:, 2:] > corners[:, :2]
+        if has_extent.all():
+            return Detections(corners, scores, class_ids)
+        visible = has_extent.all(1)
+        return Detections(corners[visible], scores[visible], class_ids[visible])
 
     def _sound(self, found: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Boxes (cx cy w h in input pixels), scores and classes of the candidates whose numbers are numbers."""
         boxes = self._grid.decode(found.boxes, found.cells) if self.head == "yolox" else found.boxes
-        sound = np.isfinite(boxes).all(1) & np.isfinite(found.scores)
-        if sound.all():
+        if np.isfinite(boxes).all() and np.isfinite(found.scores).all():  # the usual case, cheaply
             return boxes, found.scores, found.class_ids
+        sound = np.isfinite(boxes).all(1) & np.isfinite(found.scores)
         return boxes[sound], found.scores[sound], found.class_ids[sound]
 
 

@@ -29,7 +29,7 @@ from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.backends.tensorrt import Precision, TensorRtEngine, TensorRtOptions
 from edge_agent.config import InferenceOptions, ShapeRange
 from edge_agent.data import ModelFacts, PreprocessSpec, TensorSpec
-from edge_agent.errors import EdgeAgentError, GpuUnavailable, ModelError
+from edge_agent.errors import EdgeAgentError, ModelError
 from edge_agent.families import Family
 from edge_agent.models import agreement, pictures
 from edge_agent.models.engines import BuildRequest, Built, Progress
@@ -64,7 +64,7 @@ def main() -> None:
         tell({"built": msgspec.to_builtins(built)})
     except EdgeAgentError as error:
         tell({"error": str(error)})
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the top of a process
         traceback.print_exc()
         os._exit(1)
     os._exit(0)  # libraries' own endings take long, or crash, when all is said
@@ -159,10 +159,8 @@ class PlanBuilder:
         if is_strong and self._precision != "fp32":
             progress(f"converting to {self._precision}", None)
             onnx = self._converted(scratch)
-        try:
-            builder = trt.Builder(self._log)
-        except TypeError:  # pybind's word for a constructor that gave nothing
-            raise GpuUnavailable(f"{_trt.name_of(trt)} does not start: {self._log.errors()}") from None
+        _trt.start(trt)
+        builder = trt.Builder(self._log)
         network = builder.create_network(_network_flags(trt))
         progress("parsing", None)
         parse(trt, network, onnx)

@@ -236,7 +236,8 @@ def test_outputs_whose_shape_only_the_run_knows(stored: Models, options: TensorR
             image = np.full((24, 24, 3), 10, np.uint8)
             image[3:7, 5:9] = level
             wanted, got = run(cpu, [image]), run(engine, [image])
-            assert np.array_equal(wanted["places"], got["places"])
+            assert wanted["places"].shape == got["places"].shape
+            assert sorted(wanted["places"].T.tolist()) == sorted(got["places"].T.tolist())  # in what order is its own
             assert np.allclose(wanted["mean"], got["mean"], atol=1e-3)
 
 
@@ -255,17 +256,6 @@ def test_what_was_built_agrees_with_its_onnx_file(plans: Any, options: TensorRtO
     assert sidecar.agreement.detections > 50
     assert sidecar.agreement.score >= 0.95
     assert sidecar.key.platform.gpu == cuda.open_gpu().name
-
-
-def test_an_engine_that_agrees_too_little_is_rejected_with_the_figures(
-    plans: Any, stored: Models, options: TensorRtOptions
-) -> None:
-    strict = msgspec.structs.replace(options, agreement=1.0)
-    score = Engines(options).sidecar(plans["demo-int8"]).agreement.score  # type: ignore[union-attr]
-    if score == 1.0:
-        pytest.skip("INT8 agrees perfectly here")
-    with pytest.raises(ModelError, match=rf"rejected: it agrees with its ONNX file to {score:.3f}"):
-        open_model(stored["demo-int8"], backend="tensorrt", backends={"tensorrt": strict}, inference=INFERENCE)
 
 
 def test_a_hit_builds_nothing_and_a_damaged_engine_is_built_again(
@@ -338,7 +328,7 @@ def test_a_model_loads_beside_one_that_runs(plans: Any, stored: Models, options:
                 model = model_of(stored, options, "demo-160")
                 model.warm_up()
                 model.close()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  told by the other thread
             problems.append(error)
 
     with opened(plans["demo-320"], options, reduction=HEAD) as engine:

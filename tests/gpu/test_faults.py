@@ -73,8 +73,8 @@ def test_the_agent_runs_on_the_gpu_from_camera_to_mqtt(plans: Any, options: Tens
         with connected(port) as probe:
             for camera in ("a", "b"):
                 probe.wait(f"cameras/{camera}/results", n=60, timeout_s=60)
-            [status] = probe.wait("status", lambda value: value["backend"] == "tensorrt")
-            [health] = probe.wait("health", lambda value: value["checks"]["engine"]["state"] == "ok")
+            status = probe.wait("status", lambda value: value["backend"] == "tensorrt")[-1]
+            health = probe.wait("health", lambda value: value["checks"]["engine"]["state"] == "ok")[-1]
             result = probe.on("cameras/a/results")[-1].json()
             print(json.dumps(result))
         assert result["latency_ms"]["inference"] > 0
@@ -104,7 +104,8 @@ def test_a_kernel_that_faults_ends_the_process_with_its_own_status_and_last_word
     assert "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in output
     assert told[-1].payload == b"offline"
     fault = next(json.loads(line) for line in output.splitlines() if '"gpu.fault_planted"' in line)
-    assert ended - fault["monotonic_s"] < 2.5
+    print(f"ended {ended - fault['monotonic_s']:.2f} s after the fault")
+    assert ended - fault["monotonic_s"] < 1.5
 
 
 def test_a_fault_is_named_by_cuda_itself(tmp_path: Path, options: TensorRtOptions) -> None:
