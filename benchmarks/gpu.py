@@ -182,10 +182,11 @@ def main() -> None:
         for way in ways:
             way.run(arguments.frames, bare_fps[-1])
     gpu, sidecar = cuda.open_gpu(), Engines(base).sidecar(path)
+    print(f"{gpu.name}, driver {gpu.driver_version}, {_trt.name_of(trt)}")
+    print(f"optimisation level {arguments.level}, {arguments.repeats} repeats of {arguments.frames} frames")
     print(f"agreement with the ONNX file: {sidecar.agreement}")
-    print(
-        f"bare engine, batch 1: {statistics.median(bare_fps):.0f} frames/s; batch 8: {statistics.median(bare_eight_fps):.0f}"
-    )
+    one_fps, eight_fps = statistics.median(bare_fps), statistics.median(bare_eight_fps)
+    print(f"bare engine, batch 1: {one_fps:.0f} frames/s; batch 8: {eight_fps:.0f}")
     print(f"{'the line, 1920x1080 BGR to results':42} frames/s   ratio  spread  CPU us/f  boxes/f")
     for way in ways:
         print(way.line())

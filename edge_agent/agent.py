@@ -167,7 +167,7 @@ class Agent:
                 for name, options in self._config.cameras.items():
                     if options.enabled:
                         tasks.start_soon(self._write_first_picture, name)
-            with contextlib.closing(await self._loader.call(DeviceWatch)) as devices:
+            with contextlib.closing(await self._chores.call(DeviceWatch)) as devices:
                 async with self._cameras.running(devices, timeout_s=self._share(0.3)):
                     try:
                         yield

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from edge_agent.backends import Ticket
+from edge_agent.backends import Outcome, Ticket
 from edge_agent.backends.fake import FakeEngine
-from edge_agent.data import Image, Tensors
+from edge_agent.config import Table
+from edge_agent.data import Image
+from edge_agent.errors import GpuLost, ModelError
 from edge_agent.sources.synthetic import SyntheticSource
 
 
@@ -48,7 +52,24 @@ class StuckEngine(FakeEngine):
         self._seen = getattr(self, "_seen", 0) + 1
         return super().submit(images)
 
-    def collect(self, ticket: Ticket) -> Tensors:
+    def collect(self, ticket: Ticket) -> Outcome:
         if self._seen > 1:
             threading.Event().wait()
+        return super().collect(ticket)
+
+
+class UnbuildableEngine(FakeEngine):
+    """An engine that cannot be had of any model."""
+
+    def __init__(self, path: Path, options: Table) -> None:
+        raise ModelError("no engine can be made of it, as told")
+
+
+class LostEngine(FakeEngine):
+    """An engine whose GPU is gone with its eleventh batch."""
+
+    def collect(self, ticket: Ticket) -> Any:
+        self._seen = getattr(self, "_seen", 0) + 1
+        if self._seen > 10:
+            raise GpuLost("fake", 700, "CUDA_ERROR_ILLEGAL_ADDRESS", "as told")
         return super().collect(ticket)

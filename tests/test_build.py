@@ -430,7 +430,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(changes=changes)
 def test_however_phases_come_the_percentage_is_one(changes: list[tuple[Any, ...]]) -> None:
     phases, before = Phases(), {}

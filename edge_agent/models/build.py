@@ -417,6 +417,8 @@ class Phases:
 
     def start(self, name: str, parent: str | None, steps: int) -> tuple[str, float] | None:
         with self._lock:
+            if parent not in self._steps or name in self._line(parent):
+                parent = None  # unknown, or a name that came back below itself
             self._parents[name], self._steps[name], self._done[name] = parent, max(1, steps), 0
             return self._news(name)
 
@@ -432,18 +434,23 @@ class Phases:
             news = self._news(name)
             for kept in (self._parents, self._steps, self._done):
                 kept.pop(name, None)
+            self._parents = {child: None if parent == name else parent for child, parent in self._parents.items()}
             return news
 
     def _news(self, name: str) -> tuple[str, float] | None:
-        root = name
-        while (parent := self._parents.get(root)) in self._steps:
-            assert parent is not None
-            root = parent
+        root = self._line(name)[-1]
         percent = round(100 * self._share(root), 0)
         if root == self._told[0] and percent < self._told[1] + 1:
             return None
         self._told = root, percent
         return self._told
+
+    def _line(self, name: str) -> Sequence[str]:
+        """A phase and those it is part of, the outermost last."""
+        line = [name]
+        while (parent := self._parents.get(line[-1])) is not None:
+            line.append(parent)
+        return line
 
     def _share(self, name: str) -> float:
         """How much of a phase is done, the part of its running step that its children have done included."""

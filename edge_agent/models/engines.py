@@ -6,6 +6,7 @@ used, what does not is built again, in a process of its own, while whatever runs
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,8 +38,6 @@ log = structlog.get_logger()
 
 Progress = Callable[[str, float | None], None]
 """Hears how a build goes: the phase, and how much of it is done in percent, None where TensorRT does not tell."""
-
-_GRACE_S = 2.0
 
 
 class Platform(Struct, frozen=True):
@@ -274,42 +273,50 @@ class Engines:
         """Build in another process, so that its memory comes back and a crash stays there."""
         command = [sys.executable, "-m", "edge_agent.models.build"]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        answer: Mapping[str, Any] = {}
         with tempfile.TemporaryFile() as complaints:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environ
-            )
-            self._process = process
-            if self._is_cancelled:
-                process.kill()
-            too_long = threading.Timer(self._options.build_timeout_s, process.kill)
-            too_long.daemon = True
-            too_long.start()
-            try:
+            # The request is a line; the end of stdin is the end of this process, whatever ends it, and of the build.
+            with (
+                contextlib.suppress(BrokenPipeError),
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environ
+                ) as process,
+                _killed_after(self._options.build_timeout_s, process) as too_long,
+            ):
+                self._process = process
+                if self._is_cancelled:
+                    process.kill()
                 assert process.stdin is not None
                 assert process.stdout is not None
-                # What comes after the request is the end of this process, when the pipe closes: the build ends then.
                 process.stdin.write(msgspec.json.encode(request) + b"\n")
                 process.stdin.flush()
                 answer = _listen(process.stdout, request.name, progress)
-                process.stdin.close()
-                process.stdout.close()
-                status = process.wait(_GRACE_S + 60)
-            except BrokenPipeError:
-                answer, status = {}, process.wait()
-            except subprocess.TimeoutExpired:
-                process.kill()
-                status = process.wait()
-            finally:
-                timed_out = not too_long.is_alive() and process.returncode == -signal.SIGKILL
-                too_long.cancel()
-                self._process = None
+            self._process = None
             if "built" in answer:
                 return msgspec.convert(answer["built"], Built)
             if self._is_cancelled:
                 raise ModelError(f"{request.name}: the build was cancelled")
-            if timed_out:
+            if too_long.is_set():
                 raise ModelError(f"{request.name}: the build took more than {self._options.build_timeout_s:g} s")
-            raise ModelError(f"{request.name}: {answer.get('error') or _crash(status, complaints)}")
+            raise ModelError(f"{request.name}: {answer.get('error') or _crash(process.returncode, complaints)}")
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Kills the process if this lasts longer; the event says whether it did."""
+    did = threading.Event()
+
+    def kill() -> None:
+        did.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield did
+    finally:
+        timer.cancel()
 
 
 def _listen(lines: Any, name: str, progress: Progress) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -111,7 +111,7 @@ def open_model(
         path = stored.path
         if engine_class.is_built and is_built(stored):
             path = (engines or Engines(options)).get(stored, inference, progress)
-        return _assemble(stored, backend, engine_class(path, options), inference)
+        return _assemble(stored, backend, lambda: engine_class(path, options), inference)
     except GpuLost:
         raise
     except (GpuUnavailable, EngineError) as error:  # no memory left for it, for one
@@ -153,8 +153,12 @@ def constants_of(stored: StoredModel) -> Constants:
     return constants
 
 
-def _assemble(stored: StoredModel, backend: str, engine: Engine, inference: InferenceOptions) -> LoadedModel:
+def _assemble(
+    stored: StoredModel, backend: str, make: Callable[[], Engine], inference: InferenceOptions
+) -> LoadedModel:
+    engine: Engine | None = None
     try:
+        engine = make()
         family = make_family(stored, engine.facts, inference)
         engine.prepare(
             family.preprocess,
@@ -163,7 +167,8 @@ def _assemble(stored: StoredModel, backend: str, engine: Engine, inference: Infe
             constants=constants_of(stored),
         )
     except BaseException as error:
-        engine.close()
+        if engine is not None:
+            engine.close()
         if isinstance(error, ModelError):
             raise ModelError(f"{stored.name}: {error}", code=error.code) from error
         raise

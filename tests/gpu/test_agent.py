@@ -20,8 +20,8 @@ device = "rig"
 embedded = true
 port = {port}
 [model]
-active = "demo-320"
-[models.demo-320]
+active = "{name}"
+[models.{name}]
 path = "{model}"
 family = "{family}"
 [inference]
@@ -46,10 +46,12 @@ format = "json"
 """
 
 
-def start(folder: Path, options: TensorRtOptions, *, family: str) -> tuple[subprocess.Popen[str], int]:
-    port = free_port()
-    model = ROOT / "edge_agent" / "models" / "zoo" / "demo-320.onnx"
-    text = BODY.format(port=port, model=model, family=family, engines=KEPT, sources=json.dumps(options.tactic_sources))
+def start(
+    folder: Path, options: TensorRtOptions, *, family: str = "yolo", engines: Path = KEPT, model: str = "demo-320"
+) -> tuple[subprocess.Popen[str], int]:
+    port, onnx = free_port(), ROOT / "edge_agent" / "models" / "zoo" / f"{model}.onnx"
+    sources = json.dumps(options.tactic_sources)
+    text = BODY.format(port=port, name=model, model=onnx, family=family, engines=engines, sources=sources)
     (folder / "config.toml").write_text(text)
     command = [sys.executable, "-m", "edge_agent", "run", "--config", str(folder / "config.toml")]
     agent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -68,7 +70,7 @@ def connected(port: int) -> Probe:
 
 
 def test_the_agent_runs_on_the_gpu_from_camera_to_mqtt(plans: Any, options: TensorRtOptions, tmp_path: Path) -> None:
-    agent, port = start(tmp_path, options, family="yolo")
+    agent, port = start(tmp_path, options)
     try:
         with connected(port) as probe:
             for camera in ("a", "b"):
@@ -124,8 +126,38 @@ def test_a_fault_is_named_by_cuda_itself(tmp_path: Path, options: TensorRtOption
     assert "still 700" in done.stdout
 
 
-def test_the_build_process_gives_its_memory_back(options: TensorRtOptions) -> None:
-    """Building happened in other processes: this one never made a builder."""
-    code = "import sys, edge_agent.agent; print('edge_agent.models.build' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_while_an_engine_is_built_the_cpu_runs_the_model(options: TensorRtOptions, tmp_path: Path) -> None:
+    agent, port = start(tmp_path, options, engines=tmp_path / "engines", model="demo-160")
+    try:
+        with connected(port) as probe:
+            probe.wait("cameras/a/results", n=20)
+            first = probe.wait("status", lambda value: value["backend"] == "onnx")[-1].json()
+            assert first["degraded"] == ["engine"]
+            probe.wait("status", lambda value: "building an engine" in (value["model"]["reason"] or ""), timeout_s=60)
+            probe.wait("status", lambda value: value["backend"] == "tensorrt", timeout_s=120)
+            probe.wait("health", lambda value: value["checks"]["engine"] == {"state": "ok", "fact": "tensorrt"})
+            before = len(probe.on("cameras/a/results"))
+            probe.wait("cameras/a/results", n=before + 30)
+            numbers = [message.json()["seq"] for message in probe.on("cameras/a/results")]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))  # no frame was lost to the change
+    finally:
+        agent.terminate()
+        print(agent.communicate(timeout=20)[0][-3000:])
+    assert agent.returncode == 0
+
+
+def test_a_build_is_given_up_when_the_agent_is_stopped(options: TensorRtOptions, tmp_path: Path) -> None:
+    agent, port = start(tmp_path, options, engines=tmp_path / "engines", model="demo-160")
+    try:
+        with connected(port) as probe:
+            probe.wait("cameras/a/results", n=20)
+            children = Path(f"/proc/{agent.pid}/task").glob("*/children")
+            [builder] = " ".join(path.read_text() for path in children).split()
+            agent.terminate()
+            output = agent.communicate(timeout=20)[0]
+    finally:
+        agent.kill()
+    assert agent.returncode == 0, output
+    assert "left behind" not in output
+    assert not Path(f"/proc/{builder}").exists()
+    assert not list((tmp_path / "engines").rglob(".building-*"))

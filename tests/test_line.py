@@ -1,0 +1,179 @@
+"""The line with several batches on their way at once, and the buffers that travel along it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_agent.backends.fake import FakeOptions
+from edge_agent.config import InferenceOptions
+from edge_agent.data import Frame, Result
+from edge_agent.frames import FramePool
+from edge_agent.models.loaded import LoadedModel, open_model
+from edge_agent.models.store import ModelStore
+from edge_agent.pipeline import infer
+from edge_agent.queue import FrameQueue, QueueLimits
+
+STORE = ModelStore({})
+
+
+def model(name: str = "demo-320", **options: Any) -> LoadedModel:
+    backends = {"fake": FakeOptions(**options)}
+    return open_model(STORE.get(name), backend="fake", backends=backends, inference=InferenceOptions(max_batch=2))
+
+
+class Slot:
+    """`ModelSlot` as the line sees it, with a change of models at a time of the test's choosing."""
+
+    def __init__(self, *models: LoadedModel) -> None:
+        self.models = list(models)
+        self.swapped_with: list[int] = []
+        self.is_wanted = False
+        self.in_flight = lambda: 0
+
+    @property
+    def has_news(self) -> bool:
+        return self.is_wanted
+
+    def current(self) -> LoadedModel:
+        if self.is_wanted:
+            self.is_wanted = False
+            self.swapped_with.append(self.in_flight())
+            self.models.pop(0)
+        return self.models[0]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def frame(index: int, camera: str = "a") -> Frame:
+    return Frame(camera, index, np.zeros((4, 4, 3), np.uint8), time.time_ns(), time.monotonic_ns())
+
+
+class Line:
+    """`infer` over frames that wait already."""
+
+    def __init__(self, slot: Slot, frames: Sequence[Frame]) -> None:
+        self.released: list[int] = []
+        self.results: list[Result] = []
+        self.queue = FrameQueue()
+        self.queue.add_camera("a", QueueLimits(max_frames=len(frames), max_staleness_ms=0))
+        for one in frames:
+            self.queue.put(one)
+        self.slot = slot
+
+    def report(self, results: Sequence[Result]) -> None:
+        self.results += results
+        if len(self.results) == 10:
+            self.slot.is_wanted = len(self.slot.models) > 1
+
+    def run(self) -> float:
+        self.queue.close()
+        began = time.monotonic()
+        infer(self.queue, self.slot, self.report, release=lambda frame: self.released.append(frame.seq))  # type: ignore[arg-type]
+        return time.monotonic() - began
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_every_frame_comes_out_once_in_order_and_is_released(depth: int) -> None:
+    line = Line(Slot(model(depth=depth)), [frame(i) for i in range(25)])
+    line.run()
+    assert [result.frame.seq for result in line.results] == list(range(25))
+    assert line.released == list(range(25))
+
+
+def test_batches_on_their_way_at_once_take_the_time_of_one() -> None:
+    one = Line(Slot(model(depth=1, latency_ms=20)), [frame(i) for i in range(24)]).run()
+    three = Line(Slot(model(depth=3, latency_ms=20)), [frame(i) for i in range(24)]).run()
+    assert three < 0.6 * one
+
+
+def test_models_change_only_when_no_batch_is_on_its_way() -> None:
+    first, second = model(depth=3), model("demo-160", depth=3)
+    slot = Slot(first, second)
+    line = Line(slot, [frame(i) for i in range(40)])
+    submitted, collected = 0, 0
+
+    def counting(model: LoadedModel) -> None:
+        submit, collect = model.submit, model.collect
+
+        def counted_submit(batch: Any) -> Any:
+            nonlocal submitted
+            submitted += 1
+            return submit(batch)
+
+        def counted_collect(pending: Any) -> Any:
+            nonlocal collected
+            collected += 1
+            return collect(pending)
+
+        model.submit, model.collect = counted_submit, counted_collect  # type: ignore[method-assign]
+
+    counting(first)
+    counting(second)
+    slot.in_flight = lambda: submitted - collected
+    line.run()
+    assert slot.swapped_with == [0]
+    names = [result.model.name for result in line.results]
+    assert names == sorted(names, reverse=True)  # demo-320, then demo-160
+    assert set(names) == {"demo-320", "demo-160"}
+    assert [result.frame.seq for result in line.results] == list(range(40))
+
+
+def test_a_lone_frame_does_not_wait_for_others() -> None:
+    slot, queue, results = Slot(model(depth=3)), FrameQueue(), []
+    queue.add_camera("a", QueueLimits())
+    came = threading.Event()
+
+    def report(found: Sequence[Result]) -> None:
+        results.extend(found)
+        came.set()
+
+    thread = threading.Thread(target=infer, args=(queue, slot, report), kwargs={"release": lambda frame: None})
+    thread.start()
+    try:
+        queue.put(frame(0))
+        assert came.wait(5)
+    finally:
+        queue.close()
+        thread.join()
+    assert len(results) == 1
+
+
+class Special(np.ndarray[Any, Any]):
+    """An array of a kind of its own, as pinned memory is."""
+
+
+def special(shape: tuple[int, ...]) -> Any:
+    return np.empty(shape, np.uint8).view(Special)
+
+
+def test_a_pool_lends_what_its_allocator_makes_and_lends_it_again() -> None:
+    pool = FramePool(allocate=special)
+    buffer = pool.take((4, 6, 3))
+    assert isinstance(buffer, Special)
+    pool.give(buffer)
+    assert pool.take((4, 6, 3)) is buffer
+
+
+def test_a_picture_from_elsewhere_ends_in_a_buffer_of_that_kind() -> None:
+    pool = FramePool(allocate=special)
+    for shape in ((4, 6, 3), (8, 2, 3)):  # as large as expected, and not
+        buffer = pool.take((4, 6, 3))
+        picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        kept = pool.exchange(buffer, picture)
+        assert isinstance(kept, Special)
+        assert np.array_equal(kept, picture)
+        pool.give(kept)
+
+
+def test_an_ordinary_pool_copies_nothing() -> None:
+    pool = FramePool()
+    buffer, picture = pool.take((4, 6, 3)), np.zeros((4, 6, 3), np.uint8)
+    assert pool.exchange(buffer, picture) is picture
+    assert pool.take((4, 6, 3)) is buffer
