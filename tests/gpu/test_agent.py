@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_agent.backends.tensorrt import TensorRtOptions
 from tests.gpu.conftest import KEPT
-from tests.rigs import ROOT, Probe, free_port
+from tests.rigs import ROOT, Probe, free_port, wait_until
 
 BODY = """
 [agent]
@@ -151,8 +151,7 @@ def test_a_build_is_given_up_when_the_agent_is_stopped(options: TensorRtOptions,
     try:
         with connected(port) as probe:
             probe.wait("cameras/a/results", n=20)
-            children = Path(f"/proc/{agent.pid}/task").glob("*/children")
-            [builder] = " ".join(path.read_text() for path in children).split()
+            [builder] = wait_until(lambda: _children(agent.pid), what="a build begins")
             agent.terminate()
             output = agent.communicate(timeout=20)[0]
     finally:
@@ -161,3 +160,7 @@ def test_a_build_is_given_up_when_the_agent_is_stopped(options: TensorRtOptions,
     assert "left behind" not in output
     assert not Path(f"/proc/{builder}").exists()
     assert not list((tmp_path / "engines").rglob(".building-*"))
+
+
+def _children(pid: int) -> list[str]:
+    return " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
