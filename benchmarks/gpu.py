@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=0, help="builder_optimization_level")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--batch-8", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--own-tactics", action="store_true", help="build without cuBLAS and cuDNN")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -160,7 +161,7 @@ def main() -> None:
 
     path = Engines(base).get(stored, one)
     bare = BareEngine(path, base, 1)
-    bare_eight = BareEngine(Engines(for_eight).get(stored, eight), for_eight, 8)
+    bare_eight = BareEngine(Engines(for_eight).get(stored, eight), for_eight, 8) if arguments.batch_8 else None
     pinned, pageable = frames(8, pinned=True), frames(8, pinned=False)
     ways = [
         Measured("depth 3, graph, pinned, all on the GPU", 1, opened(one), pinned),
@@ -173,31 +174,37 @@ def main() -> None:
         Measured("pre-processing on the CPU", 1, opened(one, preprocess="cpu"), pinned),
         Measured("reduction on the CPU", 1, opened(one, reduce="cpu"), pinned),
         Measured("both on the CPU, depth 1", 1, opened(one, preprocess="cpu", reduce="cpu", depth=1), pinned),
-        Measured("batch 8, depth 3", 8, opened(eight), pinned),
     ]
+    if arguments.batch_8:
+        ways.append(Measured("batch 8, depth 3", 8, opened(eight), pinned))
     bare_fps, bare_eight_fps = [], []
     for _ in range(arguments.repeats):
         bare_fps.append(bare.fps(2 * arguments.frames))
-        bare_eight_fps.append(bare_eight.fps(2 * arguments.frames))
+        if bare_eight is not None:
+            bare_eight_fps.append(bare_eight.fps(2 * arguments.frames))
         for way in ways:
             way.run(arguments.frames, bare_fps[-1])
     gpu, sidecar = cuda.open_gpu(), Engines(base).sidecar(path)
     print(f"{gpu.name}, driver {gpu.driver_version}, {_trt.name_of(trt)}")
     print(f"optimisation level {arguments.level}, {arguments.repeats} repeats of {arguments.frames} frames")
     print(f"agreement with the ONNX file: {sidecar.agreement}")
-    one_fps, eight_fps = statistics.median(bare_fps), statistics.median(bare_eight_fps)
-    print(f"bare engine, batch 1: {one_fps:.0f} frames/s; batch 8: {eight_fps:.0f}")
+    print(f"bare engine, batch 1: {statistics.median(bare_fps):.0f} frames/s")
+    if bare_eight_fps:
+        print(f"bare engine, batch 8: {statistics.median(bare_eight_fps):.0f} frames/s")
     print(f"{'the line, 1920x1080 BGR to results':42} frames/s   ratio  spread  CPU us/f  boxes/f")
     for way in ways:
         print(way.line())
-    first, last = ways[0], ways[-1]
+    first = ways[0]
     ratio, cpu = statistics.median(first.ratio), statistics.median(first.cpu_us)
+    missed = ratio < BARS["ratio"] or cpu > BARS["cpu_us"]
     print(f"ratio {ratio:.2f} (bar {BARS['ratio']}), CPU {cpu:.0f} us a frame (bar {BARS['cpu_us']:.0f})")
-    faster = statistics.median(a / b for a, b in zip(last.fps, first.fps, strict=True))
-    print(f"batch 8 against batch 1: {faster:.2f} (bar 1.0)")
+    if arguments.batch_8:
+        faster = statistics.median(a / b for a, b in zip(ways[-1].fps, first.fps, strict=True))
+        print(f"batch 8 against batch 1: {faster:.2f} (bar 1.0)")
+        missed |= faster < 1.0
     for way in ways:
         way.model.close()
-    raise SystemExit(int(ratio < BARS["ratio"] or cpu > BARS["cpu_us"] or faster < 1.0))
+    raise SystemExit(int(missed))
 
 
 if __name__ == "__main__":

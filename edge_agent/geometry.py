@@ -6,7 +6,6 @@ what `cv2.resize` with linear sampling does too.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +62,6 @@ class Placement:
         return moved.reshape(points.shape)
 
 
-@functools.lru_cache(maxsize=256)
 def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placement:
     """Where a picture of this size goes in the input that `spec` describes."""
     if spec.resize == "stretch":

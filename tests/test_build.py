@@ -23,6 +23,7 @@ from edge_agent.backends import _trt
 from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
 from edge_agent.config import InferenceOptions, ModelOptions, PreprocessOptions, ShapeRange
+from edge_agent.data import PreprocessSpec
 from edge_agent.errors import GpuUnavailable, ModelError
 from edge_agent.models.build import Phases, PlanBuilder
 from edge_agent.models.engines import Engines, Platform
@@ -456,7 +457,6 @@ def test_progress_of_a_nested_build_grows_to_100() -> None:
 
 def test_constants_reach_the_inputs_that_take_no_picture(networks: Any, tmp_path: Path) -> None:
     """Of the CPU engine; `tests/gpu` shows the same of TensorRT's."""
-    from edge_agent.data import PreprocessSpec
 
     engine = OnnxEngine(networks.many_types(tmp_path / "many.onnx"), OnnxOptions())
     spec = PreprocessSpec(48, 32, resize="stretch")
@@ -476,3 +476,14 @@ def test_constants_reach_the_inputs_that_take_no_picture(networks: Any, tmp_path
         ModelError, match=r"inputs.scale: the input is \[None, 2\], values of shape \[3, 7\] do not fit"
     ):
         engine.collect(engine.submit([white]))
+
+
+def test_an_output_without_a_batch_axis_comes_out_whole(networks: Any, tmp_path: Path) -> None:
+    """Of the CPU engine; `tests/gpu` shows the same of TensorRT's."""
+    engine = OnnxEngine(networks.moving_shape(tmp_path / "moving.onnx"), OnnxOptions())
+    engine.prepare(PreprocessSpec(24, 24, resize="stretch"), max_batch=1)
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[3:7, 5:9] = 255
+    outcome = engine.collect(engine.submit([image]))
+    assert outcome.tensors["places"].shape == (4, 48)
+    assert outcome.tensors["mean"].shape == (1, 3)

@@ -118,7 +118,10 @@ class OnnxEngine:
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except _errors() as error:
             raise EngineError(f"onnxruntime failed in use: {_first_line(error)}") from error
-        tensors = {name: output[:count] for name, output in zip(self._outputs, outputs, strict=True)}
+        tensors = {
+            name: output[:count] if output.shape[:1] == batch.shape[:1] else output  # some have no batch axis
+            for name, output in zip(self._outputs, outputs, strict=True)
+        }
         elapsed_ms = (time.perf_counter() - began) * 1e3
         return Outcome(tensors, preprocess_ms=ticket.held, inference_ms=elapsed_ms)
 
