@@ -5,7 +5,7 @@ VENV := .venv
 # The check's own tools want one fixed Python; any that is there will do.
 CHECK := .venv-check
 
-.PHONY: help run venv test test-vm check docs format bench train-demo clean
+.PHONY: help run venv test test-vm test-gpu check docs format bench bench-gpu train-demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,6 +24,12 @@ test:  ## all tests that need no GPU, under every Python from 3.10 to 3.13 that 
 
 test-vm:  ## V4L2 against a real driver, in a virtual machine; as root
 	@python3 tests/vm/run.py
+
+test-gpu: .venv-gpu/.installed  ## TensorRT and the CUDA kernels on a real GPU (TensorRT from JetPack, or in .venv-gpu)
+	.venv-gpu/bin/python -m pytest tests/gpu
+
+.venv-gpu/.installed: pyproject.toml tools/venv.sh
+	@tools/venv.sh .venv-gpu test,cuda,convert $(PYTHON)
 
 check: $(CHECK)/.installed  ## format, lint, types, layers, generated documents
 	$(CHECK)/bin/ruff format --check .
@@ -45,6 +51,9 @@ format: $(CHECK)/.installed  ## put the code into its format
 bench: $(CHECK)/.installed  ## what the line, and reading a camera, cost beside a bare loop
 	$(CHECK)/bin/python benchmarks/line.py
 	$(CHECK)/bin/python benchmarks/capture.py
+
+bench-gpu: .venv-gpu/.installed  ## the line on the GPU beside the bare engine
+	.venv-gpu/bin/python -m benchmarks.gpu
 
 train-demo:  ## train the bundled models again (PyTorch on the CPU, about an hour)
 	@tools/venv.sh .venv-train train $(PYTHON)

@@ -233,10 +233,11 @@ class Agent:
         has_fallback = fallback not in ("", self._parts.backend.name)
         if self._engine_trouble:
             log.warning("engine.fallback", backend=self._parts.backend.name, reason=self._engine_trouble)
-        if has_fallback and await self._loader.call(self._has_to_build, name):
-            self._engine_trouble = "an engine is being built; until then the CPU runs the model"
-            await self._try_to_activate(name, fallback)
-            self.has_tried_its_model.set()
+        if await self._loader.call(self._has_to_build, name):
+            if has_fallback:
+                self._engine_trouble = "an engine is being built; until then the CPU runs the model"
+                await self._try_to_activate(name, fallback)
+            self.has_tried_its_model.set()  # a build takes minutes; nobody waits for it
         reason = await self._try_to_activate(name)
         if reason is not None and has_fallback:
             log.warning("engine.fallback", backend=fallback, reason=reason)

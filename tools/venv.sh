@@ -42,7 +42,10 @@ if [ -z "$jetson" ]; then
 else
     # JetPack's OpenCV and TensorRT are built for numpy 1, and a wheel of OpenCV would hide the one with GStreamer.
     lean=$(printf '%s' "$extras" | sed 's/opencv,//; s/,opencv//; s/^opencv$//')
-    install 'numpy<2' -e ".${lean:+[$lean]}"
+    # The bindings have the major version of JetPack's CUDA: 12 up to JetPack 6 (L4T 36).
+    release=$(sed -n 's/^# R\([0-9]*\).*/\1/p' /etc/nv_tegra_release)
+    if [ "${release:-0}" -le 36 ]; then bindings='cuda-bindings<13'; else bindings='cuda-bindings>=13'; fi
+    install 'numpy<2' "$bindings" -e ".[${lean:+$lean,}cuda]"
     if "$dir/bin/python" -c 'import cv2; cv2.dnn.NMSBoxesBatched' 2>/dev/null; then
         say "JetPack's own OpenCV is used"
     else

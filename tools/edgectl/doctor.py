@@ -16,7 +16,10 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from edge_agent import backends, cuda
 from edge_agent import config as configuration
+from edge_agent.backends import _trt
+from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
 from edge_agent.check import check
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError
@@ -90,7 +93,20 @@ def _packages() -> Iterator[Finding]:
         has = [name for name, key in parts.items() if re.search(rf"{key}:\s+YES", build)]
         yield Finding("ok", "opencv", f"{cv2.__version__} with {', '.join(has) or 'no video support'}")
     yield _module("onnxruntime", "pip install 'edge-agent[onnx]'", "fail")
-    yield _module("tensorrt", "comes with JetPack; make the venv with --system-site-packages", "warn")
+    yield _gpu()
+
+
+def _gpu() -> Finding:
+    """Whether TensorRT can run engines here, and on what."""
+    if (reason := TensorRtEngine.unavailable(TensorRtOptions())) is None:
+        gpu, trt = cuda.open_gpu(), _trt.name_of(_trt.library())
+        capability = ".".join(str(part) for part in gpu.capability)
+        return Finding("ok", "gpu", f"{gpu.name} (sm {capability}), driver for CUDA {gpu.driver_version}, {trt}")
+    if not backends.nvidia_devices():
+        return Finding("ok", "gpu", "no NVIDIA GPU here; models run on the CPU")
+    return Finding(
+        "warn", "gpu", f"there is one, and it cannot be used: {reason}", "docs/tensorrt.md; models run on the CPU"
+    )
 
 
 def _module(name: str, fix: str, otherwise: Literal["warn", "fail"]) -> Finding:
