@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import gc
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rigs import Broker, Probe
+from tests.rigs import Broker, Probe, need_program
+
+if TYPE_CHECKING:
+    from tests.fake_gpu import FakeTensorRt
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +27,36 @@ def no_thread_left_behind() -> Iterator[None]:
     for thread in left:
         thread.join(2.0)
     assert not [thread.name for thread in left if thread.is_alive()]
+
+
+@pytest.fixture(scope="session")
+def kernels_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, compiled for the CPU."""
+    from tests.fake_gpu import compile_for_cpu
+
+    return compile_for_cpu(need_program("g++", "g++"), tmp_path_factory.mktemp("kernels") / "kernels.so")
+
+
+@pytest.fixture
+def fake_gpu(kernels_on_cpu: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
+    """A fake driver and a fake TensorRT in the places of real ones; all that was allocated must be freed."""
+    from edge_agent import cuda
+    from edge_agent.backends import _trt
+    from tests.fake_gpu import FakeDriver, FakeTensorRt
+
+    driver = FakeDriver(kernels_on_cpu)
+    trt = FakeTensorRt(driver)
+    monkeypatch.setattr(cuda, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda, "open_gpu", functools.cache(lambda index=0: cuda.Gpu(index)))
+    monkeypatch.setattr(cuda, "compile_kernels", lambda source, name, architecture: b"cubin")
+    monkeypatch.setattr(_trt, "library", lambda generation="auto": trt)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield trt
+    gc.collect()
+    if not driver.lost:
+        assert not driver.device, "device memory was not freed"
+        assert not driver.pinned, "pinned memory was not freed"
+        assert not driver.streams, "a stream was not closed"
 
 
 @pytest.fixture(scope="session")

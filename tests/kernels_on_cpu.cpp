@@ -48,42 +48,45 @@ template <typename F> static void loop(Index grid, Index block, F kernel) {
                     for (threadIdx.x = 0; threadIdx.x < block.x; threadIdx.x++) kernel();
 }
 
-static Index tiles(int x, int y, int z, Index block) {
-    return {(x + block.x - 1) / block.x, (y + block.y - 1) / block.y, (unsigned)z};
-}
-
-extern "C" {
-void run_letterbox(int kind, const Picture* pictures, void* out, const Style* style, int batch) {
-    Index block = {32, 8, 1};
-    loop(tiles(style->width, style->height, batch, block), block, [&] {
-        if (kind == 0) letterbox_float32(pictures, (float*)out, *style);
-        if (kind == 1) letterbox_float16(pictures, (half_bits*)out, *style);
-        if (kind == 2) letterbox_uint8(pictures, (uint8*)out, *style);
-    });
-}
-
-void run_reduce(int kind, const void* heads, const Head* head, int batch, unsigned* counts, Candidate* candidates) {
-    std::vector<unsigned> found(batch);
-    std::vector<uint64> ranks((size_t)batch * head->cells);
-    std::vector<int> class_ids((size_t)batch * head->cells);
-    Index block = {128, 1, 1};
-    loop(tiles(head->cells, batch, 1, block), block, [&] {
-        if (kind == 0) score_cells_float32((const float*)heads, *head, found.data(), ranks.data(), class_ids.data());
-        if (kind == 1) score_cells_float16((const half_bits*)heads, *head, found.data(), ranks.data(), class_ids.data());
-    });
+// Runs a kernel whose threads wait for each other, a block at a time; as the block's size does not matter to it,
+// by fewer threads.
+template <typename F> static void together(Index grid, F kernel) {
     blockDim = {16, 1, 1};
     blockIdx = {0, 0, 0};
-    for (; blockIdx.x < (unsigned)batch; blockIdx.x++) {
+    for (; blockIdx.x < grid.x; blockIdx.x++) {
         std::barrier<> barrier(blockDim.x);
         block_barrier = &barrier;
         std::vector<std::thread> threads;
         for (unsigned i = 0; i < blockDim.x; i++)
-            threads.emplace_back([=, &found, &ranks, &class_ids] {
+            threads.emplace_back([=] {
                 threadIdx = {i, 0, 0};
-                if (kind == 0) gather_float32((const float*)heads, *head, found.data(), ranks.data(), class_ids.data(), counts, candidates);
-                if (kind == 1) gather_float16((const half_bits*)heads, *head, found.data(), ranks.data(), class_ids.data(), counts, candidates);
+                kernel();
             });
         for (auto& thread : threads) thread.join();
     }
 }
+
+#define AS(type, i) (*(type*)arguments[i])
+
+// As cuLaunchKernel: arguments are pointers to values. 0 if there is no such kernel.
+extern "C" int run_kernel(const char* name, Index* grid, Index* block, void** arguments) {
+#define LETTERBOX(kind, type)                                                                                       \
+    if (!strcmp(name, "letterbox_" kind))                                                                           \
+        return loop(*grid, *block, [=] { letterbox(AS(const Picture*, 0), AS(type*, 1), AS(Style, 2)); }), 1;
+#define REDUCE(kind, type)                                                                                          \
+    if (!strcmp(name, "score_cells_" kind))                                                                         \
+        return loop(*grid, *block, [=] {                                                                            \
+            score_cells(AS(const type*, 0), AS(Head, 1), AS(unsigned*, 2), AS(uint64*, 3), AS(int*, 4));            \
+        }), 1;                                                                                                      \
+    if (!strcmp(name, "gather_" kind))                                                                              \
+        return together(*grid, [=] {                                                                                \
+            gather(AS(const type*, 0), AS(Head, 1), AS(const unsigned*, 2), AS(const uint64*, 3),                   \
+                   AS(const int*, 4), AS(unsigned*, 5), AS(Candidate*, 6));                                         \
+        }), 1;
+    LETTERBOX("float32", float)
+    LETTERBOX("float16", half_bits)
+    LETTERBOX("uint8", uint8)
+    REDUCE("float32", float)
+    REDUCE("float16", half_bits)
+    return 0;
 }

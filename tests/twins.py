@@ -9,12 +9,57 @@ import hypothesis.strategies as st
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent import cuda
+from edge_agent import gpu as kernels
 from edge_agent.data import Candidates, PreprocessSpec, Reduction
 from edge_agent.families import _dense
+from edge_agent.geometry import place
 from edge_agent.imaging import Preprocessor
 
 RunLetterbox = Callable[[Sequence[NDArray[np.uint8]], PreprocessSpec], NDArray[Any]]
 RunReduce = Callable[[NDArray[Any], Reduction], Sequence[Candidates]]
+
+
+def letterbox(compiled: cuda.Kernels, images: Sequence[NDArray[np.uint8]], spec: PreprocessSpec) -> NDArray[Any]:
+    """What the letterbox kernel makes of pictures in pinned memory."""
+    gpu, stream = cuda.open_gpu(), cuda.Stream()
+    box = kernels.Letterbox(gpu, compiled, spec, max_batch=len(images))
+    shape = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+    out = cuda.pinned_array(gpu, (len(images), *shape), spec.dtype)
+    device = cuda.DeviceMemory(out.nbytes)
+    held = []
+    for index, image in enumerate(images):
+        pinned = cuda.pinned_array(gpu, image.shape, np.uint8)
+        np.copyto(pinned, image)
+        memory = cuda.pinned_memory(pinned)
+        assert memory is not None
+        held.append(pinned)
+        box.show(index, memory.device_address, place(image.shape[1], image.shape[0], spec))
+    box.launch(stream, device.address, batch=len(images))
+    stream.copy_out(out.ctypes.data, device.address, out.nbytes)
+    stream.synchronize()
+    for thing in (box, device, stream):
+        thing.close()
+    return np.array(out)
+
+
+def reduce(compiled: cuda.Kernels, raw: NDArray[Any], reduction: Reduction) -> Sequence[Candidates]:
+    """What the reduction kernels leave of a head."""
+    gpu, stream = cuda.open_gpu(), cuda.Stream()
+    reducer = kernels.Reducer(gpu, compiled, reduction, raw.shape, raw.dtype.name)
+    host = cuda.pinned_array(gpu, raw.shape, raw.dtype)
+    np.copyto(host, raw)
+    device = cuda.DeviceMemory(raw.nbytes)
+    stream.copy_in(device.address, host.ctypes.data, raw.nbytes)
+    found: Sequence[Candidates] = ()
+    for _ in range(2):  # nothing may be left over from one run to the next
+        reducer.launch(stream, device.address, batch=len(raw))
+        stream.synchronize()
+        found = reducer.candidates(len(raw))
+    for thing in (reducer, device, stream):
+        thing.close()
+    return found
+
 
 specs = st.builds(
     PreprocessSpec,

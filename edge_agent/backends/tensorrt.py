@@ -141,7 +141,7 @@ class TensorRtEngine:
         self.max_batch = fixed or min(max_batch, high)
         on_gpu = self._options.reduce == "gpu"
         if on_gpu or self._options.preprocess == "gpu":
-            self._kernels = gpu.kernels(self._gpu, self._options.directory.parent / "kernels")
+            self._kernels = gpu.kernels(self._gpu, self._options.directory / ".kernels")
         plan = _Plan(
             trt=self._trt,
             engine=self._engine,
@@ -308,6 +308,8 @@ class _Slot:
         )
 
     def close(self) -> None:
+        if self._closers:
+            self._drain()
         while self._closers:
             self._closers.pop()()
 
@@ -317,7 +319,6 @@ class _Slot:
         plan = self._plan
         plan.log.errors()
         self._stream = self._owned(cuda.Stream())
-        self._closers.append(self._drain)
         self._done = self._owned(cuda.Event(timing=False))
         self._marks = tuple(self._owned(cuda.Event(timing=True)) for _ in range(4))
         self._context = plan.engine.create_execution_context()

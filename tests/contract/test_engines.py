@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from edge_agent import plugins
 from edge_agent.backends import Choice, Engine, choose
+from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.data import PreprocessSpec
 from edge_agent.errors import ConfigError, EngineError, ModelError
@@ -19,10 +22,16 @@ MODEL = ModelStore({}).get("demo-320").path
 SPEC = PreprocessSpec(320, 320)
 
 
-@pytest.fixture(params=["onnx", "fake"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(params=["onnx", "fake", "tensorrt"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    path = MODEL
+    if request.param == "tensorrt":  # on a fake GPU, whose plans are ONNX files; `tests/gpu` has a real one
+        request.getfixturevalue("fake_gpu")
+        header = json.dumps(OnnxEngine(MODEL, OnnxOptions()).facts.metadata).encode()
+        path = tmp_path / "demo.engine"
+        path.write_bytes(struct.pack("<I", len(header)) + header + MODEL.read_bytes())
     engine_class = plugins.load("backends", request.param)
-    made: Engine = engine_class(MODEL, engine_class.Options())
+    made: Engine = engine_class(path, engine_class.Options())
     request.addfinalizer(made.close)
     return made
 
