@@ -27,7 +27,7 @@ from edge_agent.check import Parts, gather
 from edge_agent.commands import Dispatcher
 from edge_agent.config import Config, MqttOptions
 from edge_agent.data import Frame, Message
-from edge_agent.errors import CommandError, EngineError, GpuLost, GpuUnavailable, ModelError
+from edge_agent.errors import CommandError, ConfigError, EngineError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.frames import FramePool
 from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
@@ -72,7 +72,6 @@ class Agent:
     """The parts of a running agent and how long each lives; the `Services` of the commands."""
 
     def __init__(self, config: Config, parts: Parts, *, loader: OwnerThread, chores: OwnerThread) -> None:
-        self._loop = asyncio.get_running_loop()
         self.topics = Topics(config.mqtt.prefix, parts.device)
         self.has_tried_its_model = asyncio.Event()
         self._config = config
@@ -93,7 +92,13 @@ class Agent:
             on_change=self._on_camera_change,
             on_removed=self._on_camera_removed,
         )
-        self.slot = ModelSlot(self._load, loader=loader, nudge=self._frames.nudge, on_change=self._on_model_change)
+        self.slot = ModelSlot(
+            self._load,
+            loader=loader,
+            nudge=self._frames.nudge,
+            on_change=self._on_model_change,
+            on_lost=self._on_gpu_lost,
+        )
         self.snapshots = Snapshots(chores=chores, jpeg_quality=config.snapshots.jpeg_quality)
         self._commands = Dispatcher(self)
         self._link = Link(
@@ -213,18 +218,14 @@ class Agent:
 
     def _load(self, name: str, backend: str | None, progress: Progress) -> LoadedModel:
         config, parts = self._config, self._parts
-        try:
-            return open_model(
-                parts.store.get(name),
-                backend=backend or parts.backend.name,
-                backends=config.backends,
-                inference=config.inference,
-                engines=parts.engines,
-                progress=progress,
-            )
-        except GpuLost as error:
-            self._loop.call_soon_threadsafe(_fail, self._gpu_lost, error)
-            raise
+        return open_model(
+            parts.store.get(name),
+            backend=backend or parts.backend.name,
+            backends=config.backends,
+            inference=config.inference,
+            engines=parts.engines,
+            progress=progress,
+        )
 
     async def _activate_configured(self) -> None:
         """The model of the configuration. The fallback runs it while an engine for it is built, and where none can
@@ -253,10 +254,8 @@ class Agent:
         """Why that did not go, if so."""
         try:
             await self.slot.activate(name, backend=backend)
-        except ModelError as error:
+        except (ModelError, ConfigError, GpuLost) as error:  # a backend may lack what it needs installed
             return str(error)
-        except GpuLost:  # told by `_load`
-            return "the GPU is lost"
         return None
 
     def _has_to_build(self, name: str) -> bool:
@@ -288,6 +287,10 @@ class Agent:
 
     def _on_connect(self) -> None:
         self._reports.publish_state()
+
+    def _on_gpu_lost(self, error: GpuLost) -> None:
+        if not self._gpu_lost.done():
+            self._gpu_lost.set_exception(error)
 
     def _on_model_change(self) -> None:
         active, backend = self.slot.active, self._parts.backend
@@ -336,11 +339,6 @@ def _settle_heap() -> None:
     at every full collection would hold up the event loop for tens of milliseconds."""
     gc.collect()
     gc.freeze()
-
-
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _write(path: Path, shot: Snapshot, camera: str) -> None:

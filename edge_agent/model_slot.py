@@ -38,7 +38,7 @@ class ModelSlot:
 
     `load` opens a model by name, on a backend (None: the chosen one) and tells how it goes (blocking, in the
     `loader` thread; raises `ModelError`). `nudge` makes the engine's thread come and look, `on_change` hears of
-    every new state.
+    every new state, `on_lost` of a GPU that was lost in a load.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class ModelSlot:
         loader: OwnerThread,
         nudge: Callable[[], None],
         on_change: Callable[[], None] = lambda: None,
+        on_lost: Callable[[GpuLost], None] = lambda error: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._load = load
         self._loader = loader
         self._nudge = nudge
         self._on_change = on_change
+        self._on_lost = on_lost
         self._active: LoadedModel | None = None
         self._next: tuple[LoadedModel, Callable[[], object]] | None = None
         self._activating = asyncio.Lock()
@@ -82,6 +84,9 @@ class ModelSlot:
                 else:
                     self._set_state("ready", None)
                 log.warning("model.rejected", model=name, code=error.code, reason=str(error))
+                raise
+            except GpuLost as error:
+                self._on_lost(error)
                 raise
             began = time.monotonic()
             await self._hand_over(model)

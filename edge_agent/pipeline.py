@@ -29,23 +29,19 @@ def infer(
     """
     under_way: deque[Pending] = deque()
     model: LoadedModel | None = None
-
-    def finish(model: LoadedModel) -> None:
-        pending = under_way.popleft()
-        report(model.collect(pending))
-        for frame in pending.batch:
-            release(frame)
-
     try:
         while True:
             if not under_way:
                 model = slot.current()
-            most = model.max_batch if model and not (under_way and slot.has_news) else 0
-            batch = frames.take(most, window_s=window_s, wait=not under_way)
+            wanted = model.max_batch if model and not slot.has_news else 0
+            batch = frames.take(wanted, window_s=window_s, wait=not under_way)
             if model and batch:
                 under_way.append(model.submit(batch))
             if model and under_way and (not batch or len(under_way) >= model.depth):
-                finish(model)
+                pending = under_way.popleft()
+                report(model.collect(pending))
+                for frame in pending.batch:
+                    release(frame)
             elif not batch and frames.is_closed:
                 return
     finally:

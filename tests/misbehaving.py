@@ -73,3 +73,10 @@ class LostEngine(FakeEngine):
         if self._seen > 10:
             raise GpuLost("fake", 700, "CUDA_ERROR_ILLEGAL_ADDRESS", "as told")
         return super().collect(ticket)
+
+
+class LostAtOnceEngine(FakeEngine):
+    """An engine whose GPU is gone with its warm-up."""
+
+    def submit(self, images: Sequence[Image]) -> Ticket:
+        raise GpuLost("fake", 700, "CUDA_ERROR_ILLEGAL_ADDRESS", "as told")

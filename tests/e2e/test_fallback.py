@@ -71,6 +71,15 @@ def test_an_engine_that_cannot_be_had_leaves_the_model_to_the_fallback(
     assert reply["code"] == "model_rejected"
 
 
+def test_a_gpu_that_is_lost_while_a_model_loads_ends_the_process_too(
+    tmp_path: Path, broker: Broker, probe: Probe
+) -> None:
+    body = f'{CAMERA}[inference]\nbackend = "tests.misbehaving:LostAtOnceEngine"\nfallback = ""\n'
+    with AgentProcess(tmp_path, config(broker.port, body), environ={"PYTHONPATH": str(ROOT)}) as agent:
+        assert agent.process.wait(20) == 75
+    assert agent.text().splitlines()[-1].startswith("error: the GPU is lost to this process: ")
+
+
 def test_an_engine_whose_gpu_is_lost_ends_the_process_with_its_own_status(
     tmp_path: Path, broker: Broker, probe: Probe
 ) -> None:

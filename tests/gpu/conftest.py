@@ -20,7 +20,6 @@ from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.models.engines import Engines
 from edge_agent.models.store import ModelStore, StoredModel
 from edge_agent.sources.world import World
-from tests import networks
 
 ROOT = Path(__file__).parent.parent.parent
 KEPT = Path(os.environ.get("EDGE_AGENT_GPU_ENGINES", ROOT / ".gpu" / "engines"))
@@ -52,6 +51,9 @@ def gpu(options: TensorRtOptions) -> cuda.Gpu:
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StoredModel]:
     """The models of these tests by name."""
+    pytest.importorskip("onnx", reason="not installed: pip install onnx")
+    from tests import networks
+
     folder = tmp_path_factory.mktemp("networks")
     models = {name: ModelStore({}).get(name) for name in ("demo-320", "demo-160")}
     models["demo-fp32"] = _renamed(models["demo-320"], "demo-fp32", precision="fp32")
