@@ -173,7 +173,7 @@ class Agent:
                     if options.enabled:
                         tasks.start_soon(self._write_first_picture, name)
             with contextlib.closing(await self._chores.call(DeviceWatch)) as devices:
-                async with self._cameras.running(devices, timeout_s=self._share(0.3)):
+                async with self._cameras.running(devices, timeout_s=lambda: self._share(0.3)):
                     try:
                         yield
                     finally:
@@ -266,7 +266,7 @@ class Agent:
             return False
 
     async def _watch_gpu(self) -> None:
-        """Ends all of it when the GPU is lost while a model was being loaded; the line itself tells of its own."""
+        """Ends all of it when the GPU is lost, whoever noticed: nothing here can use it again, a new process can."""
         try:
             await self._gpu_lost
         except GpuLost:
@@ -279,9 +279,8 @@ class Agent:
         line = partial(infer, self._frames, self.slot, report, release=self._release, window_s=window_s)
         try:
             await in_thread("engine", line)
-        except GpuLost:  # nothing here can use it again; a new process can
-            self._end_within_s = _LAST_WORDS_S
-            raise
+        except GpuLost as error:
+            self._on_gpu_lost(error)
 
     # What is told
 

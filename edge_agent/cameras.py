@@ -108,8 +108,8 @@ class Cameras(Mapping[str, Camera]):
             camera.close()
 
     @asynccontextmanager
-    async def running(self, devices: DeviceWatch, *, timeout_s: float) -> AsyncIterator[None]:
-        """Every camera in its thread; at the end they stop, and what is stuck is left behind after `timeout_s`."""
+    async def running(self, devices: DeviceWatch, *, timeout_s: Callable[[], float]) -> AsyncIterator[None]:
+        """Every camera in its thread; at the end they stop, and what is stuck is left behind after `timeout_s()`."""
         with devices.telling(self._on_device):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -120,7 +120,7 @@ class Cameras(Mapping[str, Camera]):
                 finally:
                     self._tasks = None
                     self.close()
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_s):
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_s()):
                         for ended in list(self._ended.values()):
                             await ended.wait()
                     late = [name for name, ended in self._ended.items() if not ended.is_set()]

@@ -9,7 +9,7 @@ from edge_agent import backends, plugins
 from edge_agent.backends import Choice
 from edge_agent.config import Config
 from edge_agent.data import Image
-from edge_agent.errors import ConfigError, GpuUnavailable, ModelError
+from edge_agent.errors import ConfigError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.models.engines import Engines, is_built
 from edge_agent.models.loaded import open_model
 from edge_agent.models.store import ModelStore
@@ -64,7 +64,7 @@ def _model_problems(store: ModelStore, name: str, backend: str, config: Config) 
         if engines and is_built(stored) and engines.find(stored, config.inference) is None:
             backend = "onnx"  # building takes minutes; the file itself can be looked at now
         model = open_model(stored, backend=backend, backends=config.backends, inference=config.inference)
-    except (ModelError, GpuUnavailable) as error:
+    except (ModelError, GpuUnavailable, GpuLost) as error:
         yield f"models.{name}: {error}"
         return
     except ConfigError as error:  # of the backend's own options, or what it needs installed
@@ -72,7 +72,7 @@ def _model_problems(store: ModelStore, name: str, backend: str, config: Config) 
         return
     try:
         model.warm_up()
-    except ModelError as error:
+    except (ModelError, GpuLost) as error:
         yield f"models.{name}: {error}"
     finally:
         model.close()

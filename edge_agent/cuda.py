@@ -25,13 +25,16 @@ from edge_agent.errors import CudaError, GpuLost, GpuUnavailable
 log = structlog.get_logger()
 
 _OUT_OF_MEMORY = 2
-_STICKY = frozenset((214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721))
+_STICKY = frozenset((214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810))
 """Errors that leave the context dead: memory faults, traps, time-outs, uncorrectable ECC and NVLink errors."""
 _BAD_IMAGE = (200, 201, 209, 218, 222, 300)  # of a module: not for this GPU or this driver, or damaged
 
 _EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING, _RECORD_EXTERNAL = 1, 2, 1
 _HOST_ALLOC_PORTABLE, _HOST_ALLOC_DEVICEMAP = 1, 2
 _STREAM_NON_BLOCKING = 1
+
+
+_lost = threading.Event()  # the context is the process's, and so is its end
 
 
 class Gpu:
@@ -363,6 +366,11 @@ def compile_kernels(source: str, name: str, architecture: str) -> bytes:
         nvrtc.nvrtcDestroyProgram(program)
 
 
+def is_lost() -> bool:
+    """Whether this process has lost the GPU: then nothing can be freed, and libraries that try end in an abort."""
+    return _lost.is_set()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether CUDA had no memory left."""
     return isinstance(error, CudaError) and error.number == _OUT_OF_MEMORY
@@ -399,6 +407,8 @@ def _error(call: str, error: Any) -> CudaError:
     driver = _driver()
     number = int(error)
     kind = GpuLost if number in _STICKY else CudaError
+    if number in _STICKY:
+        _lost.set()
     return kind(call, number, _text(driver.cuGetErrorName(error)), _text(driver.cuGetErrorString(error)))
 
 

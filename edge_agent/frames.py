@@ -48,10 +48,11 @@ class FramePool:
     def exchange(self, buffer: Image, image: Image) -> Image:
         """Where a picture is that its source did not put into `buffer`: there all the same, by a copy, if the buffers
         are of a kind of their own; else where it was, and the buffer goes back."""
-        if self._allocate is new_image or image.shape != buffer.shape:
+        if buffer.flags.owndata:  # ordinary memory, as good as the picture's own
             self.give(buffer)
-            if self._allocate is new_image:
-                return image
+            return image
+        if image.shape != buffer.shape:
+            self.give(buffer)
             buffer = self.take(image.shape)
         np.copyto(buffer, image)
         return buffer

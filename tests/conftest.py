@@ -47,6 +47,7 @@ def fake_gpu(kernels_on_cpu: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Mo
     driver = FakeDriver(kernels_on_cpu)
     trt = FakeTensorRt(driver)
     monkeypatch.setattr(cuda, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda, "_lost", threading.Event())
     monkeypatch.setattr(cuda, "open_gpu", functools.cache(lambda index=0: cuda.Gpu(index)))
     monkeypatch.setattr(cuda, "compile_kernels", lambda source, name, architecture: b"cubin")
     monkeypatch.setattr(_trt, "library", lambda generation="auto": trt)

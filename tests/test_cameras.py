@@ -84,7 +84,7 @@ def live_in(folder: Path, test: Callable[[House], Awaitable[None]]) -> House:
         house = House(folder)
         devices = DeviceWatch(str(folder))
         house.add("steady", options())
-        async with house.cameras.running(devices, timeout_s=5.0):
+        async with house.cameras.running(devices, timeout_s=lambda: 5.0):
             await house.runs("steady")
             await asyncio.wait_for(test(house), 20)
         devices.close()

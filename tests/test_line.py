@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.backends.fake import FakeOptions
+from edge_agent.backends.onnx import OnnxEngine
 from edge_agent.config import InferenceOptions
 from edge_agent.data import Frame, Result
 from edge_agent.frames import FramePool
@@ -172,8 +173,8 @@ def test_a_picture_from_elsewhere_ends_in_a_buffer_of_that_kind() -> None:
         pool.give(kept)
 
 
-def test_an_ordinary_pool_copies_nothing() -> None:
-    pool = FramePool()
+def test_the_cpu_engines_pool_copies_nothing() -> None:
+    pool = FramePool(allocate=OnnxEngine.new_image)
     buffer, picture = pool.take((4, 6, 3)), np.zeros((4, 6, 3), np.uint8)
     assert pool.exchange(buffer, picture) is picture
     assert pool.take((4, 6, 3)) is buffer

@@ -153,17 +153,16 @@ def read_plan(path: Path) -> tuple[bytes, Mapping[str, str]]:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}", code="model_not_found") from error
+    header = _header(content)
+    length, told = header or (-4, {})
+    plan = content[4 + length :]
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
         try:
-            return content, {str(key): str(value) for key, value in json.loads(sidecar.read_text())["metadata"].items()}
+            told = {str(key): str(value) for key, value in json.loads(sidecar.read_text())["metadata"].items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             log.warning("tensorrt.sidecar_unreadable", path=str(sidecar))
-    header = _header(content)
-    if header is None:
-        return content, {}
-    length, told = header
-    return content[4 + length :], told
+    return plan, told
 
 
 def _header(content: bytes) -> tuple[int, Mapping[str, str]] | None:

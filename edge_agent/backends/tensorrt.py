@@ -73,6 +73,7 @@ class _Plan:
     reduction: Reduction | None
     constants: Constants
     kernels: cuda.Kernels | None
+    complaints: set[str] = field(default_factory=set)
 
     @property
     def log(self) -> Any:
@@ -187,7 +188,7 @@ class TensorRtEngine:
             raise
 
     def close(self) -> None:
-        if self._is_lost:
+        if self._is_lost or cuda.is_lost():
             return  # nothing can be freed any more, and TensorRT's own attempts would end in an abort
         self._gpu.enter()
         while self._slots:
@@ -308,6 +309,8 @@ class _Slot:
         )
 
     def close(self) -> None:
+        if cuda.is_lost():
+            return
         if self._closers:
             self._drain()
         while self._closers:
@@ -370,8 +373,8 @@ class _Slot:
         self._outputs: dict[str, _Output] = {}
         for tensor in plan.facts.outputs:
             shape = shapes[tensor.name]
-            is_head = plan.reduction is not None and tensor.name == plan.reduction.output
             grows = -1 in shape
+            is_head = plan.reduction is not None and tensor.name == plan.reduction.output and not grows
             nbytes = self._context.get_max_output_size(tensor.name) if grows else _nbytes(shape, tensor.dtype)
             device = self._owned(cuda.DeviceMemory(nbytes))
             host = np.empty(0, np.uint8) if is_head else cuda.pinned_array(plan.gpu, (nbytes,), np.uint8)
@@ -380,7 +383,7 @@ class _Slot:
                 output.allocator = _allocator(plan.trt, device)
                 self._context.set_output_allocator(tensor.name, output.allocator)
             self._set_address(tensor.name, device.address)
-            if is_head and plan.reduction and plan.kernels and not grows:
+            if is_head and plan.reduction and plan.kernels:
                 self._reducer = self._owned(_reducer(plan, plan.reduction, shape, tensor.dtype))
         self._grows = any(output.allocator for output in self._outputs.values())
 
@@ -429,6 +432,7 @@ class _Slot:
         held = self._pictures[index]
         if held is None or held.nbytes < image.nbytes:
             if held is not None:
+                self._pictures[index] = None  # should there be no memory for a larger one
                 held.close()
             held = self._pictures[index] = cuda.DeviceMemory(image.nbytes)
         self._brought.append(_Copy(held.address, memory, image.nbytes))
@@ -500,16 +504,17 @@ class _Slot:
         if reason is None:
             try:
                 graph = self._stream.capture(lambda: self._work(recipe, batch, capturing=True))
+                self._closers.append(graph.close)
                 nodes = graph.uploads()
                 recipe.graph, recipe.uploads = graph, [nodes[copy.device] for copy in self._brought]
                 recipe.brought = list(self._brought)
                 self._captured_from.append(recipe.brought[:])
-                self._closers.append(graph.close)
             except GpuLost:
                 raise
             except (EngineError, KeyError) as error:
                 reason = str(error)
-        if reason is not None:
+        if reason is not None and reason not in self._plan.complaints:
+            self._plan.complaints.add(reason)
             log.warning("tensorrt.not_captured", batch=batch, reason=reason, note="runs step by step, a little slower")
 
     def _replay(self, recipe: _Recipe, batch: int) -> None:

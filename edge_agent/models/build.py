@@ -91,7 +91,7 @@ def build(request: BuildRequest, progress: Progress = lambda phase, percent: Non
         calibration_cache=Path(request.calibration_cache),
         target=request.target,
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=Path(request.plan).parent) as scratch:
         plan = builder.build(Path(scratch), progress)
     Path(request.plan).write_bytes(plan)
     agreed = None
@@ -115,7 +115,8 @@ def resolve_shapes(
             shapes[tensor.name] = _given(tensor, given)
             continue
         rest = size if tensor.name == picture.name else tensor.shape[1:]
-        sides = ([batch if side is None else side for side in (tensor.shape[0], *rest)] for batch in batches)
+        whole = (*tensor.shape[:1], *rest)  # a constant may be a scalar
+        sides = ([batch if side is None else side for side in whole] for batch in batches)
         shapes[tensor.name] = ShapeRange(**dict(zip(("min", "opt", "max"), sides, strict=True)))
     if unknown := set(request.model.shapes) - set(shapes):
         raise ModelError(f"shapes: the model has no input {', '.join(sorted(unknown))}; it has {', '.join(shapes)}")
@@ -373,7 +374,9 @@ def _calibrator(trt: Any, batches: Batches, cache: Path | None) -> Any:
 
         def write_calibration_cache(self, scales: Any) -> None:
             if cache:
-                cache.write_bytes(bytes(memoryview(scales)))
+                scratch = cache.with_suffix(".part")
+                scratch.write_bytes(bytes(memoryview(scales)))
+                scratch.replace(cache)
 
     cuda.open_gpu().enter()
     return Calibrator()

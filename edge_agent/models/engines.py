@@ -63,7 +63,7 @@ class Key(Struct, frozen=True):
     platform: Platform
     precision: Precision
     calibration_sha256: str | None
-    size: tuple[int, int] | None
+    meaning_sha256: str
     shapes: dict[str, ShapeRange]
     max_batch: int
     optimize_for_batch: int
@@ -147,7 +147,7 @@ class Engines:
         return self._build(stored, inference, key, progress)
 
     def key(self, stored: StoredModel, inference: InferenceOptions) -> Key:
-        """Raises `ModelError` where INT8 is wanted without pictures to calibrate with."""
+        """Raises `ModelError` where the folder of calibration pictures is missing or empty."""
         options, entry = self._options, stored.options
         precision = entry.precision or options.precision
         folder = self._calibration(stored)
@@ -155,8 +155,8 @@ class Engines:
             onnx_sha256=_sha256(stored.path),
             platform=self._platform or Platform.here(options),
             precision=precision,
-            calibration_sha256=_calibration_sha256(folder, entry) if folder and precision == "int8" else None,
-            size=entry.preprocess.size,
+            calibration_sha256=_calibration_sha256(folder) if folder else None,
+            meaning_sha256=_meaning_sha256(entry),
             shapes=entry.shapes,
             max_batch=inference.max_batch,
             optimize_for_batch=options.optimize_for_batch,
@@ -279,7 +279,12 @@ class Engines:
             with (
                 contextlib.suppress(BrokenPipeError),
                 subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environ
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    env=environ,
+                    start_new_session=True,
                 ) as process,
                 _killed_after(self._options.build_timeout_s, process) as too_long,
             ):
@@ -359,11 +364,18 @@ def _differences(old: Key, new: Key) -> Mapping[str, str]:
     return {name: f"{before[name]} -> {value}" for name, value in flat(new) if before[name] != value}
 
 
-def _calibration_sha256(folder: Path, entry: ModelOptions) -> str:
-    """Of the pictures, and of how they are prepared."""
-    digest = hashlib.sha256(msgspec.json.encode([entry.preprocess, entry.family, entry.options, entry.inputs]))
+def _meaning_sha256(entry: ModelOptions) -> str:
+    """Of all that says how pictures are prepared and outputs understood: calibration and agreement rest on it."""
+    return hashlib.sha256(
+        msgspec.json.encode([entry.preprocess, entry.family, entry.options, entry.inputs])
+    ).hexdigest()[:16]
+
+
+def _calibration_sha256(folder: Path) -> str:
+    """Of the pictures to calibrate with and to compare on."""
+    digest = hashlib.sha256()
     for path in pictures.listed(folder):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.name.encode() + b"\0" + _sha256(path).encode())
     return digest.hexdigest()[:16]
 
 
