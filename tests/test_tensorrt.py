@@ -31,6 +31,9 @@ from tests.fake_gpu import FakeTensorRt
 MODEL = ModelStore({}).get("demo-160").path
 SPEC = PreprocessSpec(160, 160)
 HEAD = Reduction("output0", rows_first=True, has_objectness=False, threshold=0.4, max_candidates=1000)
+SCORES_OFF = 0.05
+"""Most that a score may differ: some builds of OpenCV round halves down, the kernel up. What that may amount to in the
+picture itself, one level of 255, is held by `twins.py`."""
 SIZES = ((96, 128), (270, 480), (160, 160), (33, 57))
 
 
@@ -85,7 +88,7 @@ def test_however_it_is_run_it_gives_what_the_cpu_gives(
     with opened(**options) as engine:
         images = pictures(pinned=pinned)
         for batch in (*([image] for image in (*images, *images)), images[:3], images, images[1:3], images[:1]):
-            assert np.abs(run(engine, batch) - run(cpu, batch))[:, 4:].max() < 0.02
+            assert np.abs(run(engine, batch) - run(cpu, batch))[:, 4:].max() < SCORES_OFF
         del images, batch
 
 
@@ -120,7 +123,7 @@ def test_on_an_integrated_gpu_nothing_is_uploaded(fake_gpu: FakeTensorRt, cpu: O
     with opened(depth=1) as engine:
         image = pictures()[1]
         before = fake_gpu.driver.cuMemGetInfo()[1]
-        assert np.abs(run(engine, [image]) - run(cpu, [image]))[:, 4:].max() < 0.02
+        assert np.abs(run(engine, [image]) - run(cpu, [image]))[:, 4:].max() < SCORES_OFF
         assert fake_gpu.driver.cuMemGetInfo()[1] == before, "no memory on the device for the picture"
         del image
 
@@ -205,7 +208,7 @@ def test_an_engine_that_cannot_be_captured_runs_step_by_step_and_says_so_once(
     fake_gpu.driver.refuses_capture = True
     with capture_logs() as logs, opened(depth=1) as engine:
         for image in pictures():
-            assert np.abs(run(engine, [image]) - run(cpu, [image]))[:, 4:].max() < 0.02
+            assert np.abs(run(engine, [image]) - run(cpu, [image]))[:, 4:].max() < SCORES_OFF
         del image
     [told] = [line for line in logs if line["event"] == "tensorrt.not_captured"]
     assert "CUDA_ERROR_CAPTURE_INVALIDATED (901)" in told["reason"]
