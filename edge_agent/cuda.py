@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import structlog
 from numpy.typing import DTypeLike, NDArray
 
+from edge_agent import caching
 from edge_agent.errors import CudaError, GpuLost, GpuUnavailable
 
 log = structlog.get_logger()
@@ -296,7 +296,7 @@ class Kernels:
         if self._module is None:
             cubin = compile_kernels(source, name, architecture)
             if path:
-                _write(path, cubin)
+                caching.keep(path, cubin)
             self._module = _call(_driver().cuModuleLoadData, cubin)
         self._functions: dict[str, Any] = {}
 
@@ -428,14 +428,3 @@ def _free_host(gpu: Gpu, address: int) -> None:
         _quietly(_driver().cuMemFreeHost, address)
     except CudaError as error:
         log.debug("cuda.not_freed", reason=str(error))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomically; a cache that cannot be written is only slower."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-    except OSError as error:
-        log.warning("cuda.kernels_not_kept", path=str(path), reason=error.strerror)

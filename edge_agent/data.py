@@ -66,6 +66,11 @@ class PreprocessSpec:
     layout: Literal["nchw", "nhwc"] = "nchw"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture as the model wants it, without the batch axis."""
+        return (3, self.height, self.width) if self.layout == "nchw" else (self.height, self.width, 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Reduction:

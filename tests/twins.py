@@ -24,7 +24,7 @@ def letterbox(compiled: cuda.Kernels, images: Sequence[NDArray[np.uint8]], spec:
     """What the letterbox kernel makes of pictures in pinned memory."""
     gpu, stream = cuda.open_gpu(), cuda.Stream()
     box = kernels.Letterbox(gpu, compiled, spec, max_batch=len(images))
-    shape = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+    shape = spec.shape
     out = cuda.pinned_array(gpu, (len(images), *shape), spec.dtype)
     device = cuda.DeviceMemory(out.nbytes)
     held = []
@@ -88,7 +88,7 @@ def check_letterbox(run: RunLetterbox, spec: PreprocessSpec, images: Sequence[ND
     """Within one level of 255 of the CPU, and the rounding of the type."""
     got = run(images, spec).astype(np.float64)
     for image, picture in zip(images, got, strict=True):
-        shape = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+        shape = spec.shape
         wanted = np.zeros(shape, spec.dtype)
         Preprocessor(spec)(image, wanted)
         level = 1.0 if spec.dtype == "uint8" else abs(spec.scale) / min(spec.std)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the tests need of Debian or Ubuntu, installed where that is allowed; elsewhere those tests are skipped.
 set -u
-packages="mosquitto mosquitto-clients gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools gstreamer1.0-plugins-base \
+packages="g++ mosquitto mosquitto-clients gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools gstreamer1.0-plugins-base \
 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
 missing=
 for package in $packages; do

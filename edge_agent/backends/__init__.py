@@ -113,7 +113,7 @@ def picture_input(facts: ModelFacts, spec: PreprocessSpec, constants: Constants)
     [taken] = free
     if taken.dtype != spec.dtype:
         raise ModelError(f"the model wants {taken.dtype} pictures, the family gives {spec.dtype}")
-    picture = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+    picture = spec.shape
     wanted = taken.shape[1:]
     if len(wanted) != 3 or any(a not in (None, b) for a, b in zip(wanted, picture, strict=True)):
         raise ModelError(

@@ -96,10 +96,9 @@ class OnnxEngine:
         from edge_agent.imaging import Preprocessor
 
         model_input, fixed = picture_input(self.facts, spec, constants or {})
-        picture = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
         self.max_batch = fixed or max_batch
         self._is_fixed = fixed is not None
-        self._input = np.zeros((self.max_batch, *picture), model_input.dtype)
+        self._input = np.zeros((self.max_batch, *spec.shape), model_input.dtype)
         self._constants = constants or {}
         self._preprocess = Preprocessor(spec)
         self._input_name = model_input.name

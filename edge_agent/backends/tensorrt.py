@@ -120,7 +120,6 @@ class TensorRtEngine:
         self._runtime, self._engine, metadata = _trt.deserialize(self._trt, path)
         self._slots: list[_Slot] = []
         self._turn = 0
-        self._is_lost = False
         self._kernels: cuda.Kernels | None = None
         self.facts = _facts(self._trt, self._engine, metadata)
         self.max_batch = 1
@@ -172,23 +171,15 @@ class TensorRtEngine:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         self._gpu.enter()
-        try:
-            return Ticket(slot.submit(images), held=slot)
-        except GpuLost:
-            self._is_lost = True
-            raise
+        return Ticket(slot.submit(images), held=slot)
 
     def collect(self, ticket: Ticket) -> Outcome:
         slot: _Slot = ticket.held
         self._gpu.enter()
-        try:
-            return slot.collect(len(ticket.placements))
-        except GpuLost:
-            self._is_lost = True
-            raise
+        return slot.collect(len(ticket.placements))
 
     def close(self) -> None:
-        if self._is_lost or cuda.is_lost():
+        if cuda.is_lost():
             return  # nothing can be freed any more, and TensorRT's own attempts would end in an abort
         self._gpu.enter()
         while self._slots:
@@ -200,7 +191,7 @@ class TensorRtEngine:
     def _batches(self, picture: TensorSpec, spec: PreprocessSpec) -> tuple[int, int]:
         """The least and the most pictures that the engine's profile allows at once."""
         low, _, high = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(picture.name, 0))
-        wanted = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
+        wanted = spec.shape
         if not all(least <= size <= most for least, size, most in zip(low[1:], wanted, high[1:], strict=True)):
             raise ModelError(
                 f"the engine takes pictures from {list(low[1:])} to {list(high[1:])}, not {list(wanted)}; "
@@ -242,12 +233,16 @@ class _Copy(NamedTuple):
 
 @dataclass(slots=True)
 class _Recipe:
-    """How a batch of one size is run: as a graph, with its uploads in the order of the pictures; or step by step."""
+    """How a batch of one size is run: as a graph, with its uploads in the order of the pictures; or step by step.
+
+    `brought` is what the uploads name now, `captured_from` what they were captured with: both are kept alive.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     graph: cuda.Graph | None = None
     uploads: Sequence[Any] = ()
     brought: list[_Copy] = field(default_factory=list)
+    captured_from: Sequence[_Copy] = ()
 
 
 class _Slot:
@@ -331,12 +326,11 @@ class _Slot:
         if 0 < index < plan.engine.num_optimization_profiles:  # older engines want one profile a context
             self._context.set_optimization_profile_async(index, self._stream.address)
             self._stream.synchronize()
-        size = _nbytes((plan.max_batch, 3, plan.spec.height, plan.spec.width), plan.picture.dtype)
+        size = _nbytes((plan.max_batch, *plan.spec.shape), plan.picture.dtype)
         self._input = self._owned(cuda.DeviceMemory(size))
         self._pictures: list[cuda.DeviceMemory | None] = [None] * plan.max_batch
         self._staged: list[NDArray[np.uint8] | None] = [None] * plan.max_batch
         self._brought: list[_Copy] = []
-        self._captured_from: list[Sequence[_Copy]] = []
         self._closers.append(self._free_pictures)
         self._open_preprocessing()
         self._open_constants()
@@ -351,11 +345,9 @@ class _Slot:
             return
         from edge_agent.imaging import Preprocessor
 
-        spec = plan.spec
-        picture = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
-        self._canvas = cuda.pinned_array(plan.gpu, (plan.max_batch, *picture), plan.picture.dtype)
+        self._canvas = cuda.pinned_array(plan.gpu, (plan.max_batch, *plan.spec.shape), plan.picture.dtype)
         self._canvas[:] = 0
-        self._preprocessor = Preprocessor(spec)
+        self._preprocessor = Preprocessor(plan.spec)
 
     def _open_constants(self) -> None:
         plan = self._plan
@@ -453,9 +445,7 @@ class _Slot:
             if None not in tensor.shape:
                 continue
             if tensor.name == plan.picture.name:
-                spec = plan.spec
-                size = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
-                shape: tuple[int, ...] = (batch, *size)
+                shape: tuple[int, ...] = (batch, *plan.spec.shape)
             else:
                 shape = tuple(batch if side is None else side for side in tensor.shape)
             if not self._context.set_input_shape(tensor.name, shape):
@@ -507,8 +497,7 @@ class _Slot:
                 self._closers.append(graph.close)
                 nodes = graph.uploads()
                 recipe.graph, recipe.uploads = graph, [nodes[copy.device] for copy in self._brought]
-                recipe.brought = list(self._brought)
-                self._captured_from.append(recipe.brought[:])
+                recipe.brought, recipe.captured_from = list(self._brought), tuple(self._brought)
             except GpuLost:
                 raise
             except (EngineError, KeyError) as error:

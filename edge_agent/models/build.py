@@ -20,10 +20,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from edge_agent import cuda
+from edge_agent import caching, cuda
 from edge_agent.backends import _trt, fitted_constants, picture_input
 from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.backends.tensorrt import Precision, TensorRtEngine, TensorRtOptions
@@ -35,8 +34,6 @@ from edge_agent.models import agreement, pictures
 from edge_agent.models.engines import BuildRequest, Built, Progress
 from edge_agent.models.loaded import constants_of, make_family
 from edge_agent.models.store import StoredModel
-
-log = structlog.get_logger()
 
 Shapes = Mapping[str, ShapeRange]
 
@@ -106,7 +103,6 @@ def resolve_shapes(
 ) -> Shapes:
     """Least, best and largest shape of each input: what the entry says, else one picture to `max_batch`."""
     picture, fixed = picture_input(facts, spec, constants)
-    size = (3, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, 3)
     most = fixed or request.inference.max_batch
     batches = (fixed or 1, min(most, fixed or request.backend.optimize_for_batch), most)
     shapes = {}
@@ -114,7 +110,7 @@ def resolve_shapes(
         if given := request.model.shapes.get(tensor.name):
             shapes[tensor.name] = _given(tensor, given)
             continue
-        rest = size if tensor.name == picture.name else tensor.shape[1:]
+        rest = spec.shape if tensor.name == picture.name else tensor.shape[1:]
         whole = (*tensor.shape[:1], *rest)  # a constant may be a scalar
         sides = ([batch if side is None else side for side in whole] for batch in batches)
         shapes[tensor.name] = ShapeRange(**dict(zip(("min", "opt", "max"), sides, strict=True)))
@@ -283,15 +279,9 @@ class PlanBuilder:
             config.set_timing_cache(cache, False)
 
     def _keep_timings(self, config: Any) -> None:
-        cache, path = config.get_timing_cache(), self._timing_cache
-        if cache is None or path is None:
-            return
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(bytes(memoryview(cache.serialize())))
-            Path(file.name).replace(path)
-        except OSError as error:
-            log.warning("engine.timings_not_kept", reason=error.strerror)
+        cache = config.get_timing_cache()
+        if cache is not None and self._timing_cache is not None:
+            caching.keep(self._timing_cache, bytes(memoryview(cache.serialize())))
 
 
 def parse(trt: Any, network: Any, path: Path) -> None:
@@ -374,9 +364,7 @@ def _calibrator(trt: Any, batches: Batches, cache: Path | None) -> Any:
 
         def write_calibration_cache(self, scales: Any) -> None:
             if cache:
-                scratch = cache.with_suffix(".part")
-                scratch.write_bytes(bytes(memoryview(scales)))
-                scratch.replace(cache)
+                caching.keep(cache, bytes(memoryview(scales)))
 
     cuda.open_gpu().enter()
     return Calibrator()
