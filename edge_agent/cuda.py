@@ -20,7 +20,7 @@ import structlog
 from numpy.typing import DTypeLike, NDArray
 
 from edge_agent import caching
-from edge_agent.errors import CudaError, GpuLost, GpuUnavailable
+from edge_agent.errors import CudaError, GpuLost, GpuOutOfMemory, GpuUnavailable
 
 log = structlog.get_logger()
 
@@ -29,7 +29,8 @@ _STICKY = frozenset((214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718,
 """Errors that leave the context dead: memory faults, traps, time-outs, uncorrectable ECC and NVLink errors."""
 _BAD_IMAGE = (200, 201, 209, 218, 222, 300)  # of a module: not for this GPU or this driver, or damaged
 
-_EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING, _RECORD_EXTERNAL = 1, 2, 1
+_EVENT_BLOCKING_SYNC, _RECORD_EXTERNAL = 1, 1
+_MODULE_VERSION = Path("/sys/module/nvidia/version")
 _HOST_ALLOC_PORTABLE, _HOST_ALLOC_DEVICEMAP = 1, 2
 _STREAM_NON_BLOCKING = 1
 
@@ -59,7 +60,7 @@ class Gpu:
         )
         self.is_integrated = bool(attribute("INTEGRATED"))
         version = _call(driver.cuDriverGetVersion)
-        self.driver_version = f"{version // 1000}.{version % 1000 // 10}"
+        self.driver_version = _driver_version(f"CUDA {version // 1000}.{version % 1000 // 10}")
         self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
         self._entered = threading.local()
         self.enter()
@@ -155,11 +156,10 @@ class Stream:
 
 
 class Event:
-    """A mark in a stream. `timing` ones tell how long things took; the others are waited for without spinning."""
+    """A mark in a stream, with its time. Those that are `awaited` are waited for without spinning."""
 
-    def __init__(self, *, timing: bool) -> None:
-        flags = 0 if timing else _EVENT_BLOCKING_SYNC | _EVENT_DISABLE_TIMING
-        self._handle: Any = _call(_driver().cuEventCreate, flags)
+    def __init__(self, *, awaited: bool = False) -> None:
+        self._handle: Any = _call(_driver().cuEventCreate, _EVENT_BLOCKING_SYNC if awaited else 0)
 
     def record(self, stream: Stream, *, capturing: bool = False) -> None:
         """Set the mark behind all that the stream was given so far."""
@@ -371,11 +371,6 @@ def is_lost() -> bool:
     return _lost.is_set()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA had no memory left."""
-    return isinstance(error, CudaError) and error.number == _OUT_OF_MEMORY
-
-
 @functools.cache
 def _driver() -> Any:
     from cuda.bindings import driver
@@ -406,7 +401,7 @@ def _quietly(function: Callable[..., Any], *arguments: Any) -> None:
 def _error(call: str, error: Any) -> CudaError:
     driver = _driver()
     number = int(error)
-    kind = GpuLost if number in _STICKY else CudaError
+    kind = GpuLost if number in _STICKY else GpuOutOfMemory if number == _OUT_OF_MEMORY else CudaError
     if number in _STICKY:
         _lost.set()
     return kind(call, number, _text(driver.cuGetErrorName(error)), _text(driver.cuGetErrorString(error)))
@@ -414,6 +409,14 @@ def _error(call: str, error: Any) -> CudaError:
 
 def _text(answer: tuple[Any, bytes | None]) -> str:
     return answer[1].decode() if answer[1] else "unknown"
+
+
+def _driver_version(cuda_version: str) -> str:
+    """The kernel module's own version before what it says of CUDA, which many drivers share."""
+    try:
+        return f"{_MODULE_VERSION.read_text().strip()} ({cuda_version})"
+    except OSError:
+        return cuda_version
 
 
 def _attribute(device: Any, name: str) -> int:

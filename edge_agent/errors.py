@@ -90,6 +90,12 @@ class CudaError(EngineError):
         self.name = name
 
 
+class GpuOutOfMemory(CudaError):
+    """The GPU has no memory left for this; what it holds already goes on working."""
+
+    code = "gpu_out_of_memory"
+
+
 class GpuLost(CudaError):
     """A fault after which nothing in this process can use the GPU any more: its context is dead, and only a new
     process gets another."""

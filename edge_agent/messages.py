@@ -141,6 +141,7 @@ class Drops(Struct, frozen=True):
     stale: int = 0
     frozen: int = 0
     damaged: int = 0
+    no_memory: int = 0
     shutdown: int = 0
 
 

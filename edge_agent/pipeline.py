@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from edge_agent.data import Frame, Message, Result
+import structlog
+
+from edge_agent.data import Batch, Frame, Message, Result
+from edge_agent.errors import GpuOutOfMemory
 from edge_agent.messages import Topics, encode_result
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.loaded import LoadedModel, Pending
 from edge_agent.queue import FrameQueue
 from edge_agent.snapshots import Snapshots
 from edge_agent.stats import LineStats
+
+log = structlog.get_logger()
 
 
 def infer(
@@ -25,10 +30,11 @@ def infer(
     """The engine's thread: batches from the queue through the model, until the queue is closed and empty.
 
     As many batches as the model allows are on their way at once. Models change when none is; the last one is
-    closed here, in the thread that ran it.
+    closed here, in the thread that ran it. A batch for which the GPU has no memory is dropped and counted.
     """
     under_way: deque[Pending] = deque()
     model: LoadedModel | None = None
+    has_memory = True
     try:
         while True:
             if not under_way:
@@ -36,7 +42,16 @@ def infer(
             wanted = model.max_batch if model and not slot.has_news else 0
             batch = frames.take(wanted, window_s=window_s, wait=not under_way)
             if model and batch:
-                under_way.append(model.submit(batch))
+                try:
+                    under_way.append(model.submit(batch))
+                    has_memory = True
+                except GpuOutOfMemory as error:
+                    if has_memory:
+                        log.error(
+                            "engine.out_of_memory", reason=str(error), note="frames are dropped until it has some"
+                        )
+                    has_memory = False
+                    _drop(batch, frames, release)
             if model and under_way and (not batch or len(under_way) >= model.depth):
                 pending = under_way.popleft()
                 report(model.collect(pending))
@@ -46,6 +61,12 @@ def infer(
                 return
     finally:
         slot.close()
+
+
+def _drop(batch: Batch, frames: FrameQueue, release: Callable[[Frame], None]) -> None:
+    for frame in batch:
+        frames.count_drop(frame.camera, "no_memory")
+        release(frame)
 
 
 class Reporter:

@@ -17,7 +17,7 @@ from typing import Literal
 from edge_agent.config import DropPolicy
 from edge_agent.data import Frame, Message
 
-DropCause = Literal["full", "stale", "frozen", "damaged", "shutdown"]
+DropCause = Literal["full", "stale", "frozen", "damaged", "no_memory", "shutdown"]
 
 _LOOK_S = 0.2  # how often a blocked putter looks whether its frame is still wanted
 _NEVER = -(1 << 63)
@@ -101,7 +101,7 @@ class FrameQueue:
             return lane is not None and captured_mono_ns < self._oldest(lane)
 
     def count_drop(self, camera: str, cause: DropCause) -> None:
-        """A captured picture was dropped before it was queued."""
+        """A captured picture was dropped before it was queued, or after it was taken."""
         with self._lock:
             if lane := self._lanes.get(camera):
                 lane.drops[cause] += 1

@@ -147,6 +147,27 @@ def test_a_changed_onnx_file_is_another_model(options: TensorRtOptions, networks
     assert engines(options).get(entry("a", onnx), INFERENCE) != path
 
 
+def test_weights_beside_the_file_are_part_of_the_model(options: TensorRtOptions, networks: Any, tmp_path: Path) -> None:
+    onnx = networks.head(tmp_path / "a.onnx")
+    keys = [engines(options).key(entry("a", onnx), INFERENCE).onnx_sha256]
+    for content in (b"weights", b"other weights"):
+        onnx.with_name("a.onnx.data").write_bytes(content)
+        keys.append(engines(options).key(entry("a", onnx), INFERENCE).onnx_sha256)
+    assert len(set(keys)) == 3
+
+
+def test_what_a_killed_build_left_is_removed_by_a_later_one(options: TensorRtOptions) -> None:
+    folder = options.directory / DEMO.name
+    old, young = folder / ".building-old", folder / ".building-young"
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "plan").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    engines(options).get(DEMO, INFERENCE)
+    assert not old.exists()
+    assert young.exists()  # another process may be at it
+
+
 def test_precision_lives_in_the_network_where_tensorrt_wants_it_there(
     options: TensorRtOptions, calibration: Path
 ) -> None:

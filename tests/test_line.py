@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.backends.fake import FakeOptions
 from edge_agent.backends.onnx import OnnxEngine
 from edge_agent.config import InferenceOptions
 from edge_agent.data import Frame, Result
+from edge_agent.errors import GpuOutOfMemory
 from edge_agent.frames import FramePool
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.models.store import ModelStore
@@ -144,6 +146,25 @@ def test_a_lone_frame_does_not_wait_for_others() -> None:
         queue.close()
         thread.join()
     assert len(results) == 1
+
+
+def test_a_batch_without_gpu_memory_is_dropped_counted_and_told_once() -> None:
+    full = model(depth=2)
+    submit, tries = full.submit, iter(range(100))
+
+    def submit_now_and_then(batch: Any) -> Any:
+        if 2 <= next(tries) < 5:
+            raise GpuOutOfMemory("cuMemAlloc", 2, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory")
+        return submit(batch)
+
+    full.submit = submit_now_and_then  # type: ignore[method-assign]
+    line = Line(Slot(full), [frame(i) for i in range(20)])
+    with capture_logs() as logs:
+        line.run()
+    assert line.queue.drops("a") == {"no_memory": 6}
+    assert [result.frame.seq for result in line.results] == [*range(4), *range(10, 20)]
+    assert sorted(line.released) == list(range(20))
+    assert [told["event"] for told in logs] == ["engine.out_of_memory"]
 
 
 class Special(np.ndarray[Any, Any]):

@@ -15,13 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from edge_agent import cuda
 from edge_agent.backends import Engine
 from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
 from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.data import PreprocessSpec, Reduction
-from edge_agent.errors import CudaError, EngineError, GpuLost, ModelError
+from edge_agent.errors import CudaError, EngineError, GpuLost, GpuOutOfMemory, ModelError
 from edge_agent.families import _dense
 from edge_agent.models.loaded import open_model
 from edge_agent.models.store import ModelStore, StoredModel
@@ -243,7 +242,7 @@ def test_without_memory_for_all_slots_there_are_fewer_and_for_none_a_refusal(
     driver.total = needed // 2
     with pytest.raises(CudaError) as caught, opened(depth=3):
         pass
-    assert cuda.is_out_of_memory(caught.value)
+    assert isinstance(caught.value, GpuOutOfMemory)
     assert not driver.device
     plan = tmp_path / "demo.engine"  # no ONNX file by its name, and so run as it is
     plan.write_bytes(MODEL.read_bytes())

@@ -285,7 +285,6 @@ class _Slot:
     def collect(self, count: int) -> Outcome:
         """What came of the batch that was submitted last, `count` pictures of it."""
         self._done.synchronize()
-        begun, ready, inferred, ended = self._marks
         tensors, candidates = {}, None
         if self._reducer is not None:
             candidates = self._reducer.candidates(count)
@@ -298,9 +297,9 @@ class _Slot:
         return Outcome(
             tensors,
             candidates,
-            preprocess_ms=self._prepared_ms + ready.ms_since(begun),
-            inference_ms=inferred.ms_since(ready),
-            reduce_ms=ended.ms_since(inferred),
+            preprocess_ms=self._prepared_ms + self._ready.ms_since(self._begun),
+            inference_ms=self._inferred.ms_since(self._ready),
+            reduce_ms=self._done.ms_since(self._inferred),
         )
 
     def close(self) -> None:
@@ -317,8 +316,8 @@ class _Slot:
         plan = self._plan
         plan.log.errors()
         self._stream = self._owned(cuda.Stream())
-        self._done = self._owned(cuda.Event(timing=False))
-        self._marks = tuple(self._owned(cuda.Event(timing=True)) for _ in range(4))
+        self._begun, self._ready, self._inferred = (self._owned(cuda.Event()) for _ in range(3))
+        self._done = self._owned(cuda.Event(awaited=True))
         self._context = plan.engine.create_execution_context()
         if self._context is None:
             raise ModelError(f"TensorRT cannot make an execution context: {plan.log.errors()}")
@@ -457,18 +456,16 @@ class _Slot:
     def _work(self, recipe: _Recipe, batch: int, *, capturing: bool) -> None:
         """All that the GPU does for a batch, in its order."""
         stream, plan = self._stream, self._plan
-        begun, ready, inferred, ended = self._marks
-        begun.record(stream, capturing=capturing)
         if self._letterbox is not None:
             for copy in self._brought:
                 stream.copy_in(copy.device, copy.memory.address, copy.nbytes)
             self._letterbox.launch(stream, self._input.address, batch=batch)
         else:
             stream.copy_in(self._input.address, _address(self._canvas), self._canvas[:batch].nbytes)
-        ready.record(stream, capturing=capturing)
+        self._ready.record(stream, capturing=capturing)
         if not self._context.execute_async_v3(stream.address):
             raise EngineError(f"TensorRT could not run the engine: {plan.log.errors()}")
-        inferred.record(stream, capturing=capturing)
+        self._inferred.record(stream, capturing=capturing)
         if self._reducer is not None and plan.reduction is not None:
             head = self._outputs[plan.reduction.output]
             self._reducer.launch(stream, head.device.address, batch=batch)
@@ -478,9 +475,9 @@ class _Slot:
             for name, output in self._outputs.items():
                 shape = output.allocator.shape if output.allocator else recipe.shapes[name]
                 output.copy_out(stream, _nbytes(shape, output.spec.dtype))
-        ended.record(stream, capturing=capturing)
 
     def _run(self, recipe: _Recipe, batch: int) -> None:
+        self._begun.record(self._stream)
         try:
             self._work(recipe, batch, capturing=False)
         except EngineError:
@@ -513,6 +510,7 @@ class _Slot:
             if copy != before[index]:
                 graph.redirect(upload, self._plan.gpu, device=copy.device, host=copy.memory.address, nbytes=copy.nbytes)
                 before[index] = copy
+        self._begun.record(self._stream)
         graph.launch(self._stream)
         self._done.record(self._stream)
 

@@ -7,9 +7,11 @@ used, what does not is built again, in a process of its own, while whatever runs
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,8 @@ from edge_agent.models.agreement import Agreement
 from edge_agent.models.store import StoredModel
 
 log = structlog.get_logger()
+
+_SCRATCH = ".building-"
 
 Progress = Callable[[str, float | None], None]
 """Hears how a build goes: the phase, and how much of it is done in percent, None where TensorRT does not tell."""
@@ -152,7 +156,7 @@ class Engines:
         precision = entry.precision or options.precision
         folder = self._calibration(stored)
         return Key(
-            onnx_sha256=_sha256(stored.path),
+            onnx_sha256=_onnx_sha256(stored.path),
             platform=self._platform or Platform.here(options),
             precision=precision,
             calibration_sha256=_calibration_sha256(folder) if folder else None,
@@ -226,7 +230,8 @@ class Engines:
         began = time.monotonic()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
+            _sweep(folder, older_than_s=2 * self._options.build_timeout_s)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
                 plan = Path(scratch) / "plan"
                 request = BuildRequest(
                     name=stored.name,
@@ -379,6 +384,14 @@ def _calibration_sha256(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _onnx_sha256(path: Path) -> str:
+    """Of the file, and of its weights where they are kept beside it (`model.onnx.data`, `model.onnx_data`)."""
+    outside = sorted(path.parent.glob(f"{glob.escape(path.stem)}*data"))
+    if not outside:
+        return _sha256(path)
+    return hashlib.sha256("".join(_sha256(part) for part in (path, *outside)).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     try:
@@ -388,6 +401,14 @@ def _sha256(path: Path) -> str:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}", code="model_not_found") from error
     return digest.hexdigest()
+
+
+def _sweep(folder: Path, *, older_than_s: float) -> None:
+    """Remove what builds left behind whose process was killed; younger ones may be another process's."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > older_than_s:
+                shutil.rmtree(left)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
 from edge_agent.config import ShapeRange
 from edge_agent.data import Candidates, PreprocessSpec, Reduction
-from edge_agent.errors import ModelError
+from edge_agent.errors import GpuOutOfMemory, ModelError
 from edge_agent.families import _dense
 from edge_agent.models.build import PlanBuilder
 from edge_agent.models.engines import Engines
@@ -306,7 +306,7 @@ def test_without_memory_a_model_is_refused_and_nothing_is_lost(
         try:
             hogs.append(cuda.DeviceMemory(size))
         except cuda.CudaError as error:
-            assert cuda.is_out_of_memory(error)
+            assert isinstance(error, GpuOutOfMemory)
             size //= 2
     with pytest.raises(ModelError, match=r"(?i)memory"):
         model_of(stored, options, "demo-320")
@@ -314,6 +314,28 @@ def test_without_memory_a_model_is_refused_and_nothing_is_lost(
         hog.close()
     assert gpu.memory()[0] >= before - (4 << 20)
     model_of(stored, options, "demo-320").close()
+
+
+def test_a_picture_that_finds_no_memory_is_an_error_of_its_own_and_the_next_one_runs(
+    plans: Any, options: TensorRtOptions
+) -> None:
+    small, large = TensorRtEngine.new_image((320, 320, 3)), TensorRtEngine.new_image((4320, 7680, 3))
+    with opened(plans["demo-320"], options) as engine:
+        before = run(engine, [small])
+        hogs, size = [], 1 << 40
+        while size > 1 << 16:
+            try:
+                hogs.append(cuda.DeviceMemory(size))
+            except GpuOutOfMemory:
+                size //= 2
+        for _ in range(engine.depth):
+            with pytest.raises(GpuOutOfMemory, match="cuMemAlloc"):
+                engine.submit([large])
+        for name, value in run(engine, [small]).items():
+            assert np.array_equal(value, before[name])
+        for hog in hogs:
+            hog.close()
+        run(engine, [large])
 
 
 def test_a_model_loads_beside_one_that_runs(plans: Any, stored: Models, options: TensorRtOptions) -> None:

@@ -101,7 +101,7 @@ def _gpu() -> Finding:
     if (reason := TensorRtEngine.unavailable(TensorRtOptions())) is None:
         gpu, trt = cuda.open_gpu(), _trt.name_of(_trt.library())
         capability = ".".join(str(part) for part in gpu.capability)
-        return Finding("ok", "gpu", f"{gpu.name} (sm {capability}), driver for CUDA {gpu.driver_version}, {trt}")
+        return Finding("ok", "gpu", f"{gpu.name} (sm {capability}), driver {gpu.driver_version}, {trt}")
     if not backends.nvidia_devices():
         return Finding("ok", "gpu", "no NVIDIA GPU here; models run on the CPU")
     return Finding(
