@@ -116,6 +116,7 @@ class TensorRtEngine:
         self._options = options
         self._gpu = cuda.open_gpu()
         self._gpu.enter()
+        self._gpu.memory()  # where the GPU is lost already CUDA says so; TensorRT would crash
         self._trt = _trt.library(options.library)
         self._runtime, self._engine, metadata = _trt.deserialize(self._trt, path)
         self._slots: list[_Slot] = []

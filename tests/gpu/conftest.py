@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def options() -> TensorRtOptions:
     """Quick builds. Without cuBLAS and cuDNN, which TensorRT 8 also builds without."""
-    settings = TensorRtOptions(engines=str(KEPT), optimization_level=0)
+    settings = TensorRtOptions(engines=str(KEPT), optimization_level=0, agreement=0.9)
     if reason := TensorRtEngine.unavailable(settings):
         pytest.skip(reason)
     sources = [name for name in dir(_trt.library().TacticSource) if name.isupper() and not name.startswith("CU")]

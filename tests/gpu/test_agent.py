@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.backends.tensorrt import TensorRtOptions
-from tests.gpu.conftest import KEPT
+from edge_agent.config import ModelOptions
+from edge_agent.models.engines import Engines
+from edge_agent.models.store import StoredModel
+from tests.gpu.conftest import INFERENCE, KEPT
 from tests.rigs import ROOT, Probe, free_port, wait_until
 
+ZOO = ROOT / "edge_agent" / "models" / "zoo"
 BODY = """
 [agent]
 device = "rig"
@@ -49,7 +53,7 @@ format = "json"
 def start(
     folder: Path, options: TensorRtOptions, *, family: str = "yolo", engines: Path = KEPT, model: str = "demo-320"
 ) -> tuple[subprocess.Popen[str], int]:
-    port, onnx = free_port(), ROOT / "edge_agent" / "models" / "zoo" / f"{model}.onnx"
+    port, onnx = free_port(), ZOO / f"{model}.onnx"
     sources = json.dumps(options.tactic_sources)
     text = BODY.format(port=port, name=model, model=onnx, family=family, engines=engines, sources=sources)
     (folder / "config.toml").write_text(text)
@@ -92,7 +96,10 @@ def test_the_agent_runs_on_the_gpu_from_camera_to_mqtt(plans: Any, options: Tens
 def test_a_kernel_that_faults_ends_the_process_with_its_own_status_and_last_words(
     plans: Any, options: TensorRtOptions, tmp_path: Path
 ) -> None:
-    agent, port = start(tmp_path, options, family="tests.gpu.faulty:FaultyFamily")
+    family = "tests.gpu.faulty:FaultyFamily"
+    entry = ModelOptions(path=str(ZOO / "demo-320.onnx"), family=family)
+    Engines(options).get(StoredModel("demo-320", "config", entry, None), INFERENCE)  # the CPU would count pictures too
+    agent, port = start(tmp_path, options, family=family)
     try:
         with connected(port) as probe:
             probe.wait("cameras/a/results", n=5, timeout_s=60)
@@ -110,7 +117,7 @@ def test_a_kernel_that_faults_ends_the_process_with_its_own_status_and_last_word
     assert ended - fault["monotonic_s"] < 1.5
 
 
-def test_a_fault_is_named_by_cuda_itself(tmp_path: Path, options: TensorRtOptions) -> None:
+def test_a_fault_is_named_by_cuda_itself(plans: Any, tmp_path: Path, options: TensorRtOptions) -> None:
     code = (
         "from tests.gpu.faulty import fault\n"
         "from edge_agent.errors import GpuLost\n"
@@ -120,10 +127,15 @@ def test_a_fault_is_named_by_cuda_itself(tmp_path: Path, options: TensorRtOption
         "except GpuLost as error:\n    print(error)\n"
         "try:\n    cuda.DeviceMemory(10)\n"
         "except GpuLost as error:\n    print('still', error.number)\n"
+        "from pathlib import Path\n"
+        "from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions\n"
+        f"try:\n    TensorRtEngine(Path({str(plans['demo-160'])!r}), TensorRtOptions())\n"
+        "except GpuLost as error:\n    print('nor by TensorRT', error.number)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "cuCtxSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access" in done.stdout, done
     assert "still 700" in done.stdout
+    assert "nor by TensorRT 700" in done.stdout
 
 
 def test_while_an_engine_is_built_the_cpu_runs_the_model(options: TensorRtOptions, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_what_was_built_agrees_with_its_onnx_file(plans: Any, options: TensorRtO
     assert sidecar.agreement is not None
     assert sidecar.agreement.measure == "detections"
     assert sidecar.agreement.detections > 50
-    assert sidecar.agreement.score >= 0.95
+    assert sidecar.agreement.score >= (0.9 if name == "demo-int8" else 0.95)
     assert sidecar.key.platform.gpu == cuda.open_gpu().name
 
 
