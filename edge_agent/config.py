@@ -102,7 +102,7 @@ class ModelOptions(Table):
     """`[models.<name>]`: a model of yours, and what its file cannot say about itself."""
 
     path: ConfigPath
-    family: str = "yolo"
+    family: str = "auto"
     version: str = "1"
     labels: str | list[str] | None = None
     preprocess: PreprocessOptions = msgspec.field(default_factory=PreprocessOptions)

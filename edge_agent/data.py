@@ -64,7 +64,7 @@ class PreprocessSpec:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     layout: Literal["nchw", "nhwc"] = "nchw"
-    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    dtype: Literal["float32", "float16", "uint8", "int32"] = "float32"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,7 +77,8 @@ class Reduction:
     """The hot first step of decoding a dense head, as data: which cells are worth a look.
 
     `output` is [B, rows, cells] (`rows_first`) or [B, cells, rows]; rows 0 to 3 are the box, then objectness
-    if the head has it, then one value a class. A cell's score is its best class, times objectness; it is a
+    if the head has it, then one value a class; of more rows than `classes` the rest are extras, which go with
+    the candidates as they are. A cell's score is its best class, times objectness; it is a
     candidate at `threshold` or more (objectness alone too). Of more than `max_candidates` in a picture the
     best stay, of equal ones the first. NaN is no candidate. `cells` is how many there must be, where that
     is known.
@@ -89,17 +90,20 @@ class Reduction:
     threshold: float
     max_candidates: int
     cells: int | None = None
+    classes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """What a `Reduction` leaves of one picture, in the order of the cells: cells: [K] int64;
-    boxes: [K, 4] float32 as the head has them; scores: [K] float32; class_ids: [K] int64. Owned, no views."""
+    boxes: [K, 4] float32 as the head has them; scores: [K] float32; class_ids: [K] int64;
+    extras: [K, E] float32, of heads that have some. Owned, no views."""
 
     cells: NDArray[np.int64]
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    extras: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -124,20 +128,135 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """The pixels of one object: bits [h, w] bool, whose upper left corner lies at column `left`, row `top`."""
+
+    left: int
+    top: int
+    bits: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Detections:
     """boxes: [N, 4] float32, x1 y1 x2 y2 in source pixels; scores: [N] float32 in 0..1;
-    class_ids: [N] int64. Best score first."""
+    class_ids: [N] int64. Best score first.
+
+    Where the model has them: masks, one an object; keypoints: [N, K, 3] float32, x y score; corners: [N, 4, 2]
+    float32, of boxes that are turned (`boxes` is then what encloses them); track_ids: [N] int64, -1 for none.
+    """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    masks: Sequence[Mask] | None = None
+    keypoints: NDArray[np.float32] | None = None
+    corners: NDArray[np.float32] | None = None
+    track_ids: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
-Prediction: TypeAlias = Detections
-"""What a family makes of a frame; more members come with more families."""
+@dataclass(frozen=True, slots=True)
+class Poses:
+    """keypoints: [N, K, 3] float32, x y in source pixels and a score in 0..1; scores: [N] float32;
+    boxes: [N, 4] float32, x1 y1 x2 y2; class_ids: [N] int64. Best score first."""
+
+    keypoints: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    track_ids: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The likeliest classes of a picture, best first. class_ids: [N] int64; scores: [N] float32 in 0..1."""
+
+    class_ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A connected part of a segmented picture, in source pixels: box x1 y1 x2 y2; centroid x y; area in
+    pixels; outline: [P, 2] float32; score: the mean over its pixels, None where the model gives labels only."""
+
+    class_id: int
+    area: float
+    box: tuple[float, float, float, float]
+    centroid: tuple[float, float]
+    score: float | None
+    outline: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """class_map: [h, w] uint8 or uint16, which covers the whole source picture at the model's own resolution;
+    ratios: [C] float64, each class's share of it; regions, largest first."""
+
+    class_map: NDArray[Any]
+    ratios: NDArray[np.float64]
+    regions: Sequence[Region]
+    carries_map: bool = False
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+
+@dataclass(frozen=True, slots=True)
+class DepthMap:
+    """values: [h, w] float32, in the model's own unit, NaN where unknown, which covers the whole source picture;
+    png: the map from its least value (1) to its largest (65535), where messages shall carry it; 0 is unknown."""
+
+    values: NDArray[np.float32]
+    png: bytes | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """vector: [D] float32 of length 1."""
+
+    vector: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensors:
+    """A picture's outputs as they are, by name; of more than `inline` values, and of more than `cap` bytes, the
+    message has less."""
+
+    tensors: Tensors
+    inline: int
+    cap: int
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+Prediction: TypeAlias = Detections | Poses | Classes | Segmentation | DepthMap | Embedding | RawTensors
+"""What a family makes of a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a model's numbers are called: classes, keypoints, which of these are joined, and colours (R, G, B) by class."""
+
+    labels: Sequence[str] = ()
+    keypoints: Sequence[str] = ()
+    skeleton: Sequence[tuple[int, int]] = ()
+    colors: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +266,7 @@ class ModelRef:
     name: str
     version: str
     task: str
-    labels: Sequence[str] = field(repr=False, default=())
+    names: Names = field(repr=False, default_factory=Names)
 
 
 @dataclass(frozen=True, slots=True)

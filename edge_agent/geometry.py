@@ -53,10 +53,12 @@ class Placement:
         moved: NDArray[np.float32] = points.reshape(-1, 2) * self._scale + self._offset
         return moved.reshape(points.shape)
 
-    def to_source(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept inside."""
+    def to_source(self, points: NDArray[np.float32], *, inside: bool = True) -> NDArray[np.float32]:
+        """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept `inside` the picture."""
         moved: NDArray[np.float32] = points.reshape(-1, 2) - self._offset
         moved /= self._scale
+        if not inside:
+            return moved.reshape(points.shape)
         np.maximum(moved, 0, out=moved)
         np.minimum(moved, self._bounds, out=moved)
         return moved.reshape(points.shape)

@@ -1,11 +1,10 @@
-"""What the CPU does to pictures with OpenCV: fit them to a model's input, mark them, pack them as JPEG.
+"""What the CPU does to pictures with OpenCV: fit them to a model's input, pack them as JPEG.
 
 Imported only by those who have pictures to work on, since importing OpenCV is slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -76,35 +75,9 @@ class Preprocessor:
             out[...] = ordered * self._scale - self._shift
 
 
-_COLORS = ((60, 180, 75), (75, 25, 230), (25, 225, 255), (200, 130, 0), (48, 130, 245), (180, 30, 145), (240, 240, 70))
-
-
-def annotate(
-    image: Image, boxes: NDArray[np.float32], captions: Sequence[str], class_ids: Sequence[int], *, title: str = ""
-) -> None:
-    """Draw boxes ([N, 4] x1 y1 x2 y2) with captions onto `image`, coloured by class."""
-    size = max(0.4, min(image.shape[:2]) / 1000)
-    thick = max(1, round(size * 2))
-    for box, caption, class_id in zip(np.round(boxes).astype(int).tolist(), captions, class_ids, strict=True):
-        color = _COLORS[class_id % len(_COLORS)]
-        cv2.rectangle(image, (box[0], box[1]), (box[2], box[3]), color, thick)
-        _caption(image, caption, (box[0], box[1]), color, size)
-    if title:
-        _caption(image, title, (0, image.shape[0]), (40, 40, 40), size)
-
-
 def encode_jpeg(image: Image, *, quality: int = 85) -> bytes:
     """The picture as JPEG."""
     ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise ValueError(f"OpenCV could not encode a picture of shape {image.shape} as JPEG")
     return data.tobytes()
-
-
-def _caption(image: Image, text: str, at: tuple[int, int], color: tuple[int, int, int], size: float) -> None:
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-    x = min(max(0, at[0]), max(0, image.shape[1] - width - 4))
-    y = min(max(height + base + 2, at[1]), image.shape[0])
-    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y), color, -1)
-    ink = (0, 0, 0) if sum(color) > 380 else (255, 255, 255)
-    cv2.putText(image, text, (x + 2, y - base), cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)

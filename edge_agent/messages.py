@@ -15,8 +15,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from edge_agent.data import Detections, Message, ModelRef, Result
+from edge_agent.data import Message, ModelRef, Result
 from edge_agent.errors import CommandError, SourceReason
+from edge_agent.predictions import (
+    ClassScore,
+    DepthMessage,
+    Detection,
+    EmbeddingMessage,
+    Pose,
+    SegmentationMessage,
+    TensorMessage,
+    described,
+)
 
 SCHEMA_VERSION = 1
 MAX_COMMAND_BYTES = 64_000
@@ -46,15 +56,6 @@ class Latency(Struct, frozen=True):
     total: float
 
 
-class Detection(Struct, frozen=True):
-    """An object: `box` is x1, y1, x2, y2 in source pixels."""
-
-    label: str
-    class_id: int
-    score: float
-    box: tuple[float, float, float, float]
-
-
 class ResultMessage(Struct, frozen=True):
     """What the model saw in one frame; the task decides which of the last keys is there."""
 
@@ -68,6 +69,12 @@ class ResultMessage(Struct, frozen=True):
     model: Model
     latency_ms: Latency
     detections: list[Detection] | UnsetType = UNSET
+    poses: list[Pose] | UnsetType = UNSET
+    classes: list[ClassScore] | UnsetType = UNSET
+    segmentation: SegmentationMessage | UnsetType = UNSET
+    depth: DepthMessage | UnsetType = UNSET
+    embedding: EmbeddingMessage | UnsetType = UNSET
+    tensors: dict[str, TensorMessage] | UnsetType = UNSET
 
 
 class ActiveModel(Struct, frozen=True):
@@ -335,7 +342,7 @@ def encode_result(result: Result, topics: Topics) -> Message:
             postprocess=round(timings.postprocess_ms, 3),
             total=round(timings.total_ms, 3),
         ),
-        detections=_detections(result.prediction, result.model.labels),
+        **described(result.prediction, result.model.names, frame.image.shape[:2]),
     )
     return Message(topics.camera(frame.camera, "results"), encode(message))
 
@@ -402,15 +409,6 @@ def contract() -> Mapping[str, type[Struct]]:
 
 def model_of(ref: ModelRef) -> Model:
     return Model(ref.name, ref.version, ref.task)
-
-
-def _detections(found: Detections, labels: Sequence[str]) -> list[Detection]:
-    boxes = found.boxes.astype(float).round(2).tolist()
-    scores = found.scores.astype(float).round(4).tolist()
-    return [
-        Detection(labels[class_id], class_id, score, tuple(box))
-        for box, score, class_id in zip(boxes, scores, found.class_ids.tolist(), strict=True)
-    ]
 
 
 def _parse_time(text: str) -> datetime:

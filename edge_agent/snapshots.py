@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass
 
 from edge_agent.data import Image, Result
@@ -57,15 +58,7 @@ class Snapshots:
 
 
 def _picture(result: Result, image: Image, annotated: bool, quality: int) -> bytes:
-    from edge_agent import imaging
+    from edge_agent import drawing, imaging
 
-    if annotated:
-        found = result.prediction
-        image = image.copy()
-        captions = [
-            f"{result.model.labels[class_id]} {score:.2f}"
-            for class_id, score in zip(found.class_ids.tolist(), found.scores.tolist(), strict=True)
-        ]
-        title = f"{result.frame.camera}  #{result.frame.seq}  {result.model.name}  {result.timings.inference_ms:.1f} ms"
-        imaging.annotate(image, found.boxes, captions, found.class_ids.tolist(), title=title)
-    return imaging.encode_jpeg(image, quality=quality)
+    shown = dataclasses.replace(result, frame=dataclasses.replace(result.frame, image=image))
+    return imaging.encode_jpeg(drawing.annotated(shown) if annotated else image, quality=quality)

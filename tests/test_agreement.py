@@ -13,7 +13,7 @@ from edge_agent.backends import Outcome, Ticket
 from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
 from edge_agent.config import InferenceOptions
 from edge_agent.models import agreement, pictures
-from edge_agent.models.loaded import make_family
+from edge_agent.models.inspect import make_family
 from edge_agent.models.store import ModelStore
 
 DEMO = ModelStore({}).get("demo-320")
@@ -43,7 +43,7 @@ class Altered:
 
 
 def measured(engine: OnnxEngine, change: Any, *, threshold: float = 0.4) -> agreement.Agreement:
-    family = make_family(DEMO, engine.facts, LENIENT)
+    family, _ = make_family(engine.facts, DEMO.options, None, LENIENT)
     engine.prepare(family.preprocess, max_batch=1)
     other: Any = Altered(engine, change)
     return agreement.measure(engine, other, family, pictures.bundled(4), threshold=threshold)

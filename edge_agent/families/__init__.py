@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import msgspec
-
 from edge_agent.config import PreprocessOptions, Table
-from edge_agent.data import ModelFacts, Prediction, PreprocessSpec, Reduction, Tensors
+from edge_agent.data import ModelFacts, Names, Prediction, PreprocessSpec, Reduction, Tensors
 from edge_agent.geometry import Placement
 
 
@@ -25,7 +23,8 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """All that is known of a model when its family is made: the file's facts, then the entry's say."""
+    """All that is known of a model when its family is made: the file's facts (without the inputs that the entry
+    gives values), then the entry's say."""
 
     facts: ModelFacts
     options: Table
@@ -34,17 +33,32 @@ class Meaning:
     thresholds: Thresholds
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Why a family takes a model for one of its own by the file alone, a sentence each.
+
+    `confidence`: 3 where the file says so itself, 2 where nothing else has these shapes, 1 where others might.
+    """
+
+    confidence: int
+    because: Sequence[str]
+
+
 class Family(Protocol):
     """Pre-processing as data, and decoding in two steps. Created with a `Meaning`; raises `ModelError`
     where facts and entry do not fit together."""
 
     Options: ClassVar[type[Table]]
 
+    @staticmethod
+    def recognise(facts: ModelFacts) -> Guess | None:
+        """What this model would be, if it may be one of this family."""
+
     @property
     def task(self) -> str: ...
 
     @property
-    def labels(self) -> Sequence[str]: ...
+    def names(self) -> Names: ...
 
     @property
     def preprocess(self) -> PreprocessSpec: ...
@@ -59,12 +73,3 @@ class Family(Protocol):
 
     def decode(self, candidates: Any, placement: Placement) -> Prediction:
         """What the candidates of one picture mean, in its own pixels."""
-
-
-def adjusted(spec: PreprocessSpec, by: PreprocessOptions) -> PreprocessSpec:
-    """A family's pre-processing with what the model's entry says differently."""
-    changes = {key: value for key, value in msgspec.structs.asdict(by).items() if value is not None}
-    if size := changes.pop("size", None):
-        changes["width"], changes["height"] = size
-    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-    return PreprocessSpec(**{**fields, **changes})

@@ -26,18 +26,21 @@ def reduce(raw: NDArray[Any], reduction: Reduction) -> Sequence[Candidates]:
 def _reduce(picture: NDArray[Any], reduction: Reduction) -> Candidates:
     """`picture`: [rows, cells]. Scores are compared as float32, whatever the model's own type."""
     threshold = np.float32(reduction.threshold)
+    first = 5 if reduction.has_objectness else 4
+    last = None if reduction.classes is None else first + reduction.classes
     if reduction.has_objectness:
         likely = np.flatnonzero(picture[4].astype(np.float32) >= threshold)
-        scores = picture[5:, likely].astype(np.float32) * picture[4, likely].astype(np.float32)
+        scores = picture[5:last, likely].astype(np.float32) * picture[4, likely].astype(np.float32)
         best = scores.max(0)
         chosen = _best(best, threshold, reduction.max_candidates)
         cells, best, class_ids = likely[chosen], best[chosen], scores[:, chosen].argmax(0)
     else:
-        every = picture[4:].max(0).astype(np.float32, copy=False)
+        every = picture[4:last].max(0).astype(np.float32, copy=False)
         cells = _best(every, threshold, reduction.max_candidates)
-        best, class_ids = every[cells], picture[4:, cells].argmax(0)
+        best, class_ids = every[cells], picture[4:last, cells].argmax(0)
     boxes = np.ascontiguousarray(picture[:4, cells].T, np.float32)
-    return Candidates(cells, boxes, best, class_ids)
+    extras = None if last is None else np.ascontiguousarray(picture[last:, cells].T, np.float32)
+    return Candidates(cells, boxes, best, class_ids, extras)
 
 
 def _best(scores: NDArray[np.float32], threshold: np.float32, most: int) -> NDArray[np.intp]:

@@ -1,114 +1,244 @@
-"""Detectors of the YOLO kind: the dense anchor-free head, and YOLOX's grid head.
+"""YOLO models whose boxes come in one tensor: detection, instance segmentation, pose and oriented boxes.
 
-Heads, told apart by `options.head` or by shape:
-- `dense` [B, 4 + C, N]: rows cx, cy, w, h in input pixels, then one probability a class (YOLOv8, v9,
+Heads, told apart by `options.head` or by shape; N cells, C classes, E extras (mask coefficients, keypoints, an angle):
+- `dense` [B, 4 + C + E, N], or its transpose: cx cy w h in input pixels, then one probability a class (YOLOv8, v9,
   11, 12 as exported by their makers, and the bundled models).
+- `objectness` [B, N, 5 + C + E]: cx cy w h in input pixels, objectness, one probability a class (YOLOv5, v7).
 - `yolox` [B, N, 5 + C]: dx, dy, log w, log h in grid units, objectness, one probability a class
   (Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv 2107.08430), strides 8, 16 and 32.
+- `end_to_end` [B, N, 6 + E]: x1 y1 x2 y2 in input pixels, score, class: no NMS is needed (YOLOv10, YOLO26).
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.config import Table
-from edge_agent.data import Candidates, Detections, ModelFacts, PreprocessSpec, Reduction, Tensors
+from edge_agent.config import Count, Table
+from edge_agent.data import (
+    Candidates,
+    Detections,
+    ModelFacts,
+    Names,
+    Poses,
+    PreprocessSpec,
+    Reduction,
+    Tensors,
+    TensorSpec,
+)
 from edge_agent.errors import ModelError
-from edge_agent.families import Meaning, _dense, adjusted
+from edge_agent.families import Guess, Meaning, _dense
+from edge_agent.families._boxes import (
+    LOG_LIMIT,
+    BoxFormat,
+    BoxOptions,
+    BoxUnits,
+    Floats,
+    Selection,
+    chosen,
+    corners_of,
+    detections,
+    finite,
+    nothing,
+)
+from edge_agent.families._keypoints import keypoint_names, no_poses, posed
+from edge_agent.families._masks import masks_of
+from edge_agent.families._metadata import file_labels, labels_of, literal
+from edge_agent.families._oriented import fast_nms, turned_corners
+from edge_agent.families._pictures import BGR_0_255, RGB_0_1, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
 
-Head = Literal["dense", "yolox"]
+Head = Literal["dense", "objectness", "yolox", "end_to_end"]
+Task = Literal["detect", "segment", "pose", "obb"]
 
-_MAX_CANDIDATES = 1000  # a picture, before NMS; the best by score
-_LOG_LIMIT = 16.0  # e^16 strides are larger than any picture
+_STRIDES = (8, 16, 32)
+_ANCHORS = 3  # a cell, of heads with objectness
+_MOST_END_TO_END = 1000
+_TASKS: dict[str, Task] = {"detect": "detect", "segment": "segment", "pose": "pose", "obb": "obb"}
 
 
-class YoloOptions(Table):
-    """`[models.<name>.options]` of a YOLO model."""
+class YoloOptions(BoxOptions):
+    """`[models.<name>.options]` of a YOLO model. `classes`: how many, where the output does not tell."""
 
-    head: Literal["auto", "dense", "yolox"] = "auto"
-    strides: tuple[int, ...] = (8, 16, 32)
+    head: Literal["auto", "dense", "objectness", "yolox", "end_to_end"] = "auto"
+    task: Literal["auto", "detect", "segment", "pose", "obb"] = "auto"
+    strides: tuple[int, ...] = _STRIDES
+    classes: Count | None = None
+    box_format: BoxFormat | None = None
+    box_units: BoxUnits = "pixels"
+    keypoints: list[str] | None = None
+    skeleton: list[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """How the boxes' tensor is to be read; `extras`: values a cell after the classes; `values` a keypoint."""
+
+    kind: Head
+    task: Task
+    output: str
+    rows_first: bool
+    classes: int
+    extras: int
+    values: int = 3
+    prototypes: str | None = None
+
+    @property
+    def has_objectness(self) -> bool:
+        return self.kind in ("objectness", "yolox")
+
+
+@dataclass(frozen=True, slots=True)
+class _Segmented:
+    """The candidates of a picture, and the masks that theirs are mixed of: [M, h, w]."""
+
+    found: Candidates
+    prototypes: Floats
 
 
 class YoloFamily:
-    """Boxes with classes and scores."""
+    """Boxes with classes and scores; with masks, keypoints or corners, by the task."""
 
     Options: ClassVar[type[Table]] = YoloOptions
-    task = "detect"
+
+    @staticmethod
+    def recognise(facts: ModelFacts) -> Guess | None:
+        try:
+            head = _head(facts, YoloOptions(), None)
+        except ModelError:
+            return None
+        told = _told_task(facts) is not None
+        because = [f"the output {head.output!r} {shown(_shape(facts, head.output))} is {_PROSE[head.kind]}"]
+        if told:
+            because.append(f"the file says its task is {facts.metadata['task']!r}")
+        elif head.task == "segment":
+            because.append(f"{head.prototypes!r} holds the prototypes of masks")
+        elif head.task == "pose":
+            because.append("56 rows without labels are one class and 17 keypoints")
+        certain = told or head.kind == "objectness" or (head.kind == "end_to_end" and head.extras == 0)
+        cells = _cells(facts, _STRIDES)
+        certain = certain or (cells is not None and cells in _shape(facts, head.output)[1:])
+        return Guess(3 if told else 2 if certain else 1, because)
 
     def __init__(self, meaning: Meaning) -> None:
-        if not hasattr(cv2.dnn, "NMSBoxesBatched"):
-            raise ModelError(f"OpenCV {cv2.__version__} is too old for batched NMS; 4.7 or newer is needed")
         options = meaning.options
         assert isinstance(options, YoloOptions)
-        output = _only_output(meaning.facts)
-        shape = _output_shape(meaning.facts)
-        self.head: Head = _head(shape) if options.head == "auto" else options.head
-        self.preprocess = adjusted(_defaults(self.head, meaning), meaning.preprocess)
-        classes = _class_count(self.head, shape)
-        self.labels = _labels(meaning, classes)
-        self._thresholds = meaning.thresholds
-        cells = None
-        if self.head == "yolox":
-            self._grid = _Grid(self.preprocess, options.strides)
-            if shape[1] not in (None, len(self._grid.strides)):
-                raise ModelError(
-                    f"the model gives {shape[1]} cells, but strides {options.strides} over "
-                    f"{self.preprocess.width}x{self.preprocess.height} make {len(self._grid.strides)}; "
-                    "set options.strides or preprocess.size"
-                )
-            cells = len(self._grid.strides)
-        self.reduction = Reduction(
-            output=output,
-            rows_first=self.head == "dense",
-            has_objectness=self.head == "yolox",
-            threshold=meaning.thresholds.score,
-            max_candidates=_MAX_CANDIDATES,
+        self._head = head = _head(meaning.facts, options, meaning.labels)
+        self.task: str = head.task
+        defaults = BGR_0_255 | {"anchor": "top-left"} if head.kind == "yolox" else RGB_0_1
+        self.preprocess = picture_spec(meaning, **defaults)
+        self.names = _names(meaning, options, head)
+        self._selection = Selection(options, meaning.thresholds, self.names.labels)
+        self._form, self._scale = _boxes_form(options, head, self.preprocess)
+        self._ends_there = head.kind == "end_to_end"
+        self._grid = _Grid(self.preprocess, options.strides) if head.kind == "yolox" else None
+        if self._ends_there:
+            self._selection = Selection(msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.labels)
+        cells = len(self._grid.strides) if self._grid else None
+        self._require_cells(_shape(meaning.facts, head.output), cells, options)
+        self._reduction = Reduction(
+            output=head.output,
+            rows_first=head.rows_first,
+            has_objectness=head.has_objectness,
+            threshold=self._selection.threshold,
+            max_candidates=options.top_k,
             cells=cells,
+            classes=head.classes if head.extras else None,
+        )
+        self._most = meaning.thresholds.max_detections
+        self._iou = meaning.thresholds.iou
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return self.names.labels
+
+    @property
+    def reduction(self) -> Reduction | None:
+        return None if self._ends_there or self._head.extras else self._reduction
+
+    def reduce(self, outputs: Tensors) -> Sequence[Any]:
+        raw = outputs[self._head.output]
+        found = [self._ended(picture) for picture in raw] if self._ends_there else _dense.reduce(raw, self._reduction)
+        if self._head.prototypes is None:
+            return found
+        prototypes = outputs[self._head.prototypes].astype(np.float32, copy=False)
+        return [_Segmented(one, masks) for one, masks in zip(found, prototypes, strict=True)]
+
+    def decode(self, candidates: Any, placement: Placement) -> Detections | Poses:
+        found: Candidates = candidates.found if isinstance(candidates, _Segmented) else candidates
+        boxes = found.boxes if self._grid is None else self._grid.decode(found.boxes, found.cells)
+        scores, class_ids, extras = found.scores, found.class_ids, found.extras
+        if (sound := finite(boxes, scores)) is not None:
+            boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
+            extras = None if extras is None else extras[sound]
+        if not len(scores):
+            return no_poses(len(self.names.keypoints)) if self.task == "pose" else nothing()
+        if self._scale is not None:
+            boxes = boxes * self._scale
+        if self.task == "obb" and extras is not None:
+            return self._oriented(boxes, scores, class_ids, extras[:, 0], placement)
+        corners = corners_of(boxes, self._form)
+        order = self._selection.keep(corners, scores, class_ids)
+        if extras is None:
+            return detections(corners[order], scores[order], class_ids[order], placement)
+        boxed = Detections(placement.to_source(corners[order]), scores[order], class_ids[order])
+        if self.task == "pose":
+            return posed(boxed, extras[order].reshape(len(order), -1, self._head.values), placement, self._scale)
+        assert isinstance(candidates, _Segmented)
+        return masks_of(boxed, extras[order], candidates.prototypes, placement, self.preprocess)
+
+    def _ended(self, picture: NDArray[Any]) -> Candidates:
+        """The candidates of a head that has chosen already."""
+        threshold = np.float32(self._selection.threshold)
+        with np.errstate(invalid="ignore"):
+            scores, classes = picture[:, 4].astype(np.float32), picture[:, 5].astype(np.float32)
+            named = (classes >= 0) & (classes < len(self.labels))
+            cells = np.flatnonzero((scores >= threshold) & named)
+        return Candidates(
+            cells,
+            picture[cells, :4].astype(np.float32),
+            scores[cells],
+            classes[cells].astype(np.int64),
+            picture[cells, 6:].astype(np.float32) if self._head.extras else None,
         )
 
-    def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
-        return _dense.reduce(outputs[self.reduction.output], self.reduction)
+    def _oriented(
+        self, boxes: Floats, scores: Floats, class_ids: NDArray[np.int64], angles: Floats, placement: Placement
+    ) -> Detections:
+        order = np.argsort(-scores, kind="stable")
+        if not self._ends_there:
+            order = order[fast_nms(boxes[order], angles[order], class_ids[order], self._iou)]
+        order = order[: self._most]
+        corners = placement.to_source(turned_corners(boxes[order], angles[order]), inside=False)
+        hull = np.concatenate((corners.min(1), corners.max(1)), 1)
+        limit = np.array([placement.source_width, placement.source_height] * 2, np.float32)
+        hull = np.clip(hull, 0, limit)
+        found = Detections(hull, scores[order], class_ids[order], corners=corners)
+        is_seen = (hull[:, 2:] > hull[:, :2]).all(1)
+        return found if is_seen.all() else chosen(found, np.flatnonzero(is_seen))
 
-    def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = self._sound(candidates)
-        if not len(scores):
-            return _NOTHING
-        limits = self._thresholds
-        cornered = boxes.copy()  # x y w h
-        cornered[:, :2] -= boxes[:, 2:] * 0.5
-        kept = cv2.dnn.NMSBoxesBatched(
-            cornered.tolist(), scores.tolist(), class_ids.tolist(), limits.score, limits.iou
-        )  # best first
-        order = np.array(kept[: limits.max_detections], np.intp)
-        corners = cornered[order]
-        corners[:, 2:] += corners[:, :2]
-        corners = placement.to_source(corners)
-        scores, class_ids = scores[order], class_ids[order]
-        has_extent = corners[:, 2:] > corners[:, :2]
-        if has_extent.all():
-            return Detections(corners, scores, class_ids)
-        visible = has_extent.all(1)
-        return Detections(corners[visible], scores[visible], class_ids[visible])
-
-    def _sound(self, found: Candidates) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Boxes (cx cy w h in input pixels), scores and classes of the candidates whose numbers are numbers."""
-        boxes = self._grid.decode(found.boxes, found.cells) if self.head == "yolox" else found.boxes
-        if np.isfinite(boxes).all() and np.isfinite(found.scores).all():  # the usual case, cheaply
-            return boxes, found.scores, found.class_ids
-        sound = np.isfinite(boxes).all(1) & np.isfinite(found.scores)
-        return boxes[sound], found.scores[sound], found.class_ids[sound]
+    def _require_cells(self, shape: tuple[int | None, ...], cells: int | None, options: YoloOptions) -> None:
+        if cells is not None and shape[1] not in (None, cells):
+            raise ModelError(
+                f"the model gives {shape[1]} cells, but strides {options.strides} over "
+                f"{self.preprocess.width}x{self.preprocess.height} make {cells}; "
+                "set options.strides or preprocess.size"
+            )
 
 
 Family = YoloFamily
 
-_NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+_PROSE = {
+    "dense": "an anchor-free YOLO head",
+    "objectness": "a YOLO head with objectness and three anchors a cell, as in YOLOv5 and v7",
+    "yolox": "a YOLOX head, one row a cell",
+    "end_to_end": "a list of boxes with score and class, as in YOLOv10 and YOLO26",
+}
 
 
 class _Grid:
@@ -123,102 +253,158 @@ class _Grid:
         self.cells = np.concatenate(cells).astype(np.float32)
         self.strides = np.concatenate(sizes).astype(np.float32)
 
-    def decode(self, raw: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+    def decode(self, raw: Floats, cells: NDArray[np.int64]) -> Floats:
         """Cx cy w h in input pixels of the cells at these indices."""
         stride = self.strides[cells, None]
         centers = (raw[:, :2] + self.cells[cells]) * stride
-        sizes = np.exp(np.clip(raw[:, 2:4], -_LOG_LIMIT, _LOG_LIMIT)) * stride
+        sizes = np.exp(np.clip(raw[:, 2:4], -LOG_LIMIT, LOG_LIMIT)) * stride
         return np.concatenate((centers, sizes), 1)
 
 
-def _only_output(facts: ModelFacts) -> str:
-    if len(facts.outputs) != 1:
-        names = ", ".join(spec.name for spec in facts.outputs)
-        raise ModelError(f"a YOLO head has one output, this model has {len(facts.outputs)}: {names}")
-    return facts.outputs[0].name
+def _head(facts: ModelFacts, options: YoloOptions, labels: Sequence[str] | None) -> _Head:
+    """What the file's shapes and metadata, and the entry, say of the head. Raises `ModelError`."""
+    boxes, prototypes = _outputs(facts)
+    shape = boxes.shape
+    task = _task(facts, options, prototypes)
+    if labels is None:
+        labels = file_labels(facts)
+    known = options.classes or (len(labels) if labels is not None else None)
+    kind: Head = _kind(facts, shape, options, task, prototypes, known) if options.head == "auto" else options.head
+    rows_first = _is_rows_first(shape, kind)
+    rows = shape[1] if rows_first else shape[2]
+    if rows is None:
+        raise ModelError(f"the output {shown(shape)} does not say how many classes there are; set its shape on export")
+    fixed = {"dense": 4, "objectness": 5, "yolox": 5, "end_to_end": 6}[kind]
+    if task is None:
+        task = "pose" if kind == "dense" and rows == 56 and known is None else "detect"
+    extras, values = _extras(facts, options, task, prototypes, rows - fixed)
+    classes = rows - fixed - extras
+    if kind == "end_to_end":
+        if classes != 0:
+            raise ModelError(
+                f"the output {shown(shape)} has {rows} values a box, a {task} head of this kind {6 + extras}"
+            )
+        classes = known or 80
+    if classes < 1:
+        raise ModelError(f"the output {shown(shape)} leaves no room for classes in a {kind} head for {task}")
+    named = prototypes.name if prototypes is not None and task == "segment" else None
+    return _Head(kind, task, boxes.name, rows_first, classes, extras, values, named)
 
 
-def _output_shape(facts: ModelFacts) -> tuple[int | None, ...]:
-    shape = facts.outputs[0].shape
-    if len(shape) != 3:
+def _outputs(facts: ModelFacts) -> tuple[TensorSpec, TensorSpec | None]:
+    """The tensor of the boxes, and that of the masks' prototypes."""
+    flat = [spec for spec in facts.outputs if len(spec.shape) == 3]
+    square = [spec for spec in facts.outputs if len(spec.shape) == 4]
+    others = [spec for spec in facts.outputs if len(spec.shape) not in (3, 4, 5)]
+    if len(flat) != 1 or len(square) > 1 or others:
+        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
         raise ModelError(
-            f"a YOLO head is [batch, 4 + classes, cells] or [batch, cells, 5 + classes], not {list(shape)}"
+            "a YOLO head is one output, [batch, 4 + classes, cells] or [batch, cells, 5 + classes], "
+            f"besides the prototypes of masks; this model's are {listed}"
         )
-    return shape
+    return flat[0], square[0] if square else None
 
 
-def _head(shape: tuple[int | None, ...]) -> Head:
-    rows, columns = shape[1], shape[2]
-    if rows is not None and (columns is None or columns > rows):
+def _task(facts: ModelFacts, options: YoloOptions, prototypes: TensorSpec | None) -> Task | None:
+    if options.task != "auto":
+        return options.task
+    if told := _told_task(facts):
+        return told
+    return "segment" if prototypes is not None else None
+
+
+def _told_task(facts: ModelFacts) -> Task | None:
+    return _TASKS.get(facts.metadata.get("task", ""))
+
+
+def _kind(
+    facts: ModelFacts,
+    shape: tuple[int | None, ...],
+    options: YoloOptions,
+    task: Task | None,
+    prototypes: TensorSpec | None,
+    known: int | None,
+) -> Head:
+    _, first, last = shape
+    cells = _cells(facts, options.strides)
+    if first is not None and (last is None or last > first):
         return "dense"
+    if last is not None and first is not None and cells is not None:
+        if first == _ANCHORS * cells:
+            return "objectness"
+        extras = _extras(facts, options, task or "detect", prototypes, last - 4)[0]
+        if first == cells:
+            return "dense" if known is not None and last - 4 - extras == known else "yolox"
+    if last is not None and first is not None and first <= _MOST_END_TO_END:
+        extras = _extras(facts, options, task or "detect", prototypes, last - 6)[0]
+        if last == 6 + extras:
+            return "end_to_end"
     raise ModelError(
-        f"the output {list(shape)} does not tell its head: cells lie first, as in YOLOX and others; "
-        'set options = { head = "yolox" } if it is one'
+        f"the output {shown(shape)} does not tell its head for this input; "
+        'set options.head to "dense", "objectness", "yolox" or "end_to_end"'
     )
 
 
-def _class_count(head: Head, shape: tuple[int | None, ...]) -> int:
-    rows = shape[1] if head == "dense" else shape[2]
-    if rows is None:
-        raise ModelError(f"the output {list(shape)} does not say how many classes there are")
-    count = rows - (4 if head == "dense" else 5)
-    if count < 1:
-        raise ModelError(f"the output {list(shape)} leaves no room for classes in a {head} head")
-    return count
-
-
-def _labels(meaning: Meaning, classes: int) -> Sequence[str]:
-    """The entry's labels, else the file's own, else the ids as names."""
-    labels = meaning.labels
-    origin = "the entry"
-    if labels is None and (names := meaning.facts.metadata.get("names")):
-        labels, origin = _names(names), "the model's metadata"
-    if labels is None:
-        return tuple(f"class_{i}" for i in range(classes))
-    if len(labels) != classes:
-        raise ModelError(f"{origin} names {len(labels)} labels, the model's output has {classes} classes")
-    return tuple(labels)
-
-
-def _names(text: str) -> Sequence[str]:
-    """Ultralytics' `names` metadata: a Python literal, {0: 'person', …} or a list."""
-    names = _literal("names", text)
-    if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-        return [str(names[key]) for key in sorted(names)]
-    if isinstance(names, (list, tuple)):
-        return [str(name) for name in names]
-    raise ModelError(f"the model's metadata 'names' is neither a table by number nor a list: {text[:80]!r}")
-
-
-def _literal(key: str, text: str) -> object:
-    """A value of the file's metadata, where Ultralytics writes Python literals."""
+def _cells(facts: ModelFacts, strides: Sequence[int]) -> int | None:
+    """How many cells the strides make, where the input's size is fixed."""
     try:
-        value: object = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ModelError(f"the model's metadata {key!r} cannot be read: {text[:80]!r}") from error
-    return value
+        shape = picture_tensor(facts).shape
+    except ModelError:
+        return None
+    height, width = (shape[1], shape[2]) if shape[3] == 3 and shape[1] != 3 else (shape[2], shape[3])
+    if height is None or width is None:
+        return None
+    return sum((height // stride) * (width // stride) for stride in strides)
 
 
-def _defaults(head: Head, meaning: Meaning) -> PreprocessSpec:
-    width, height = _input_size(meaning)
-    dtype = meaning.facts.inputs[0].dtype
-    if dtype not in ("float32", "float16"):
-        raise ModelError(f"a YOLO model takes float32 or float16 pictures, this one {dtype}")
-    if head == "yolox":
-        return PreprocessSpec(width, height, anchor="top-left", color="bgr", scale=1.0, dtype=dtype)  # type: ignore[arg-type]
-    return PreprocessSpec(width, height, dtype=dtype)  # type: ignore[arg-type]
+def _is_rows_first(shape: tuple[int | None, ...], kind: Head) -> bool:
+    if kind != "dense":
+        return False
+    _, first, last = shape
+    return first is not None and (last is None or last > first)
 
 
-def _input_size(meaning: Meaning) -> tuple[int, int]:
-    if meaning.preprocess.size:
-        return meaning.preprocess.size
-    shape = meaning.facts.inputs[0].shape
-    if len(shape) == 4 and shape[2] and shape[3]:
-        return shape[3], shape[2]
-    if size := meaning.facts.metadata.get("imgsz"):
-        match _literal("imgsz", size):
-            case int(side):
-                return side, side
-            case [int(height), int(width)]:
-                return width, height
-    raise ModelError(f"the model's input {list(shape)} has no fixed size; set preprocess.size = [width, height]")
+def _extras(
+    facts: ModelFacts, options: YoloOptions, task: Task, prototypes: TensorSpec | None, room: int
+) -> tuple[int, int]:
+    """Values a cell after the classes, and how many of them make a keypoint."""
+    if task == "obb":
+        return 1, 0
+    if task == "segment":
+        count = None if prototypes is None else prototypes.shape[1]
+        if count is None:
+            raise ModelError("a YOLO model that segments has a second output, [batch, coefficients, height, width]")
+        return count, 0
+    if task == "pose":
+        points, values = _keypoint_shape(facts, options, room)
+        return points * values, values
+    return 0, 0
+
+
+def _keypoint_shape(facts: ModelFacts, options: YoloOptions, room: int) -> tuple[int, int]:
+    if text := facts.metadata.get("kpt_shape"):
+        match literal("kpt_shape", text):
+            case [int(points), int(values)]:
+                return points, values
+    points = len(options.keypoints) if options.keypoints else 17
+    return points, 2 if room in (2 * points, 2 * points + 1) and room < 3 * points else 3
+
+
+def _names(meaning: Meaning, options: YoloOptions, head: _Head) -> Names:
+    labels = labels_of(meaning.labels, meaning.facts, head.classes)
+    if head.task != "pose":
+        return Names(labels)
+    names, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, head.extras // head.values)
+    return Names(labels, names, skeleton)
+
+
+def _boxes_form(options: YoloOptions, head: _Head, spec: PreprocessSpec) -> tuple[BoxFormat, Floats | None]:
+    corners = head.kind == "end_to_end" and head.task != "obb"
+    form: BoxFormat = options.box_format or ("xyxy" if corners else "cxcywh")
+    if options.box_units == "pixels":
+        return form, None
+    return form, np.array([spec.width, spec.height] * 2, np.float32)
+
+
+def _shape(facts: ModelFacts, output: str) -> tuple[int | None, ...]:
+    return next(spec.shape for spec in facts.outputs if spec.name == output)

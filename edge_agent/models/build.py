@@ -32,7 +32,8 @@ from edge_agent.errors import EdgeAgentError, ModelError
 from edge_agent.families import Family
 from edge_agent.models import agreement, pictures
 from edge_agent.models.engines import BuildRequest, Built, Progress
-from edge_agent.models.loaded import constants_of, make_family
+from edge_agent.models.inspect import make_family
+from edge_agent.models.loaded import constants_of
 from edge_agent.models.store import StoredModel
 
 Shapes = Mapping[str, ShapeRange]
@@ -75,7 +76,7 @@ def build(request: BuildRequest, progress: Progress = lambda phase, percent: Non
     progress("reading", None)
     reference = OnnxEngine(stored.path, OnnxOptions())
     facts = reference.facts
-    family = make_family(stored, facts, _lenient(request))
+    family, _ = make_family(facts, stored.options, stored.labels(), _lenient(request))
     constants = constants_of(stored)
     shapes = resolve_shapes(request, facts, family.preprocess, constants)
     builder = PlanBuilder(

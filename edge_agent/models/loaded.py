@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from edge_agent import plugins
 from edge_agent.backends import Constants, Engine, Ticket
 from edge_agent.config import InferenceOptions, Table
-from edge_agent.data import Batch, Frame, ModelFacts, ModelRef, Result, Timings
-from edge_agent.errors import ConfigError, EngineError, GpuLost, GpuUnavailable, ModelError
-from edge_agent.families import Family, Meaning, Thresholds
+from edge_agent.data import Batch, Frame, ModelRef, Result, Timings
+from edge_agent.errors import EngineError, GpuLost, GpuUnavailable, ModelError
+from edge_agent.families import Family
 from edge_agent.models.engines import Engines, Progress, is_built
+from edge_agent.models.inspect import make_family
 from edge_agent.models.store import StoredModel
 
 
@@ -118,28 +118,6 @@ def open_model(
         raise ModelError(f"{stored.name}: {error}") from error
 
 
-def make_family(stored: StoredModel, facts: ModelFacts, inference: InferenceOptions) -> Family:
-    """What a model's outputs mean, by its entry. Raises `ModelError`."""
-    try:
-        family_class = plugins.load("families", stored.options.family)
-    except ConfigError as error:
-        raise ModelError(str(error)) from error
-    try:
-        options = msgspec.convert(stored.options.options, family_class.Options)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"options: {error}") from error
-    thresholds = Thresholds(inference.score_threshold, inference.iou_threshold, inference.max_detections)
-    meaning = Meaning(
-        facts=facts,
-        options=options,
-        labels=stored.labels(),
-        preprocess=stored.options.preprocess,
-        thresholds=thresholds,
-    )
-    family: Family = family_class(meaning)
-    return family
-
-
 def constants_of(stored: StoredModel) -> Constants:
     """What the entry gives the inputs that take no picture. Raises `ModelError`."""
     constants = {}
@@ -159,7 +137,7 @@ def _assemble(
     engine: Engine | None = None
     try:
         engine = make()
-        family = make_family(stored, engine.facts, inference)
+        family, _ = make_family(engine.facts, stored.options, stored.labels(), inference)
         engine.prepare(
             family.preprocess,
             max_batch=inference.max_batch,
@@ -175,5 +153,5 @@ def _assemble(
     version = stored.options.version
     if stored.origin == "bundled":
         version = engine.facts.metadata.get("version", version)
-    ref = ModelRef(stored.name, version, family.task, family.labels)
+    ref = ModelRef(stored.name, version, family.task, family.names)
     return LoadedModel(ref, backend=backend, engine=engine, family=family)

@@ -60,6 +60,53 @@ def cmd(
     raise typer.Exit(command.cmd(name, arguments or [], config, device=device, timeout_s=timeout_s))
 
 
+@app.command()
+def infer(
+    picture: Annotated[
+        str, typer.Argument(help="A picture, a folder, a video, a camera's URL or device, 'synthetic'.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="The name of a model, or a file: .onnx, or a TensorRT engine.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the model's entry, dotted: preprocess.size=[320,320]"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The agent's own file, for its models, cameras and backends.")
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="auto, onnx or tensorrt.")] = "auto",
+    score: Annotated[float | None, typer.Option("--score", help="The least score that is told, 0 to 1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One result message a frame, as on MQTT.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write annotated: a picture, a video (.mp4, .avi), or a folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Stop after so many frames; 0: never.", min=0)] = 0,
+) -> None:
+    """Run a model on pictures, a video or a camera, by the agent's own line, and show what it sees."""
+    from edgectl import infer as command
+
+    command.infer(
+        picture, model, settings or [], config, backend=backend, score=score, as_json=as_json, out=out, limit=limit
+    )
+
+
+models = typer.Typer(no_args_is_help=True, help="What a model's file is.")
+app.add_typer(models, name="models")
+
+
+@models.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="The name of a bundled model, or a file: .onnx, or a TensorRT engine.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the model's entry, dotted: family=yolo")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Say what a model is taken for, and why, without running it. Exit status 1 if nothing fits together."""
+    from edgectl import models as command
+
+    raise typer.Exit(command.inspect(model, settings or [], as_json=as_json))
+
+
 def main() -> None:
     """The console script; errors with a name are told in a sentence."""
     try:

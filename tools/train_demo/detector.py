@@ -9,22 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from train_demo.blocks import Residual, conv
+from train_demo.loss import assign, detection_loss
+from train_demo.scenes import Objects
+
 STRIDES = (8, 16, 32)
 _MAX_LOG = 8.0
-
-
-def _conv(cin: int, cout: int, *, stride: int = 1, size: int = 3, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(cin, cout, size, stride, size // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(_conv(width, width // 2, size=1), _conv(width // 2, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
 
 
 class Detector(nn.Module):
@@ -33,33 +23,32 @@ class Detector(nn.Module):
     def __init__(self, classes: int, *, width: int = 40) -> None:
         super().__init__()
         self.classes = classes
-        self.stem = nn.Sequential(_conv(3, 12, stride=2), _conv(12, 24, stride=2))
-        self.stage8 = nn.Sequential(_conv(24, 40, stride=2), _Residual(40), _Residual(40))
-        self.stage16 = nn.Sequential(_conv(40, 56, stride=2), _Residual(56), _Residual(56))
-        self.stage32 = nn.Sequential(_conv(56, 80, stride=2), _Residual(80))
-        self.lateral = nn.ModuleList(_conv(c, width, size=1) for c in (40, 56, 80))
-        self.smooth = nn.ModuleList(_conv(width, width, groups=width) for _ in range(3))
-        self.tower = nn.Sequential(_conv(width, width), _conv(width, width, groups=width), _conv(width, width, size=1))
+        self.stem = nn.Sequential(conv(3, 12, stride=2), conv(12, 24, stride=2))
+        self.stage8 = nn.Sequential(conv(24, 40, stride=2), Residual(40), Residual(40))
+        self.stage16 = nn.Sequential(conv(40, 56, stride=2), Residual(56), Residual(56))
+        self.stage32 = nn.Sequential(conv(56, 80, stride=2), Residual(80))
+        self.lateral = nn.ModuleList(conv(c, width, size=1) for c in (40, 56, 80))
+        self.smooth = nn.ModuleList(conv(width, width, groups=width) for _ in range(3))
+        self.tower = nn.Sequential(conv(width, width), conv(width, width, groups=width), conv(width, width, size=1))
         self.box = nn.Conv2d(width, 4, 1)
         self.score = nn.Conv2d(width, classes, 1)
         self.level_scale = nn.Parameter(torch.full((3,), 1.0))
         nn.init.constant_(self.score.bias, -4.6)  # a prior of 1 %, so that the first steps are calm
 
     def forward(self, x: Tensor) -> Tensor:
-        corners, logits = self.dense(x)
-        x1, y1, x2, y2 = corners.unbind(1)
-        centered = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), 1)
-        return torch.cat((centered, logits.sigmoid()), 1)
+        return rows(*self.dense(x))
 
     def dense(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Corners [B, 4, N] in input pixels and class logits [B, C, N]."""
-        levels = self._features(x)
+        return self._heads(self._features(x))
+
+    def _heads(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
         corners, logits = [], []
         for level, (features, stride) in enumerate(zip(levels, STRIDES, strict=True)):
             features = self.tower(features)
             sides = torch.exp((self.box(features) * self.level_scale[level]).clamp(-_MAX_LOG, _MAX_LOG)) * stride
-            rows, columns = int(features.shape[2]), int(features.shape[3])  # constants of the exported graph
-            centers = cell_centers(rows, columns, stride).to(sides.dtype)
+            height, width = int(features.shape[2]), int(features.shape[3])  # constants of the exported graph
+            centers = cell_centers(height, width, stride).to(sides.dtype)
             left_top, right_bottom = sides.flatten(2).split(2, 1)
             corners.append(torch.cat((centers - left_top, centers + right_bottom), 1))
             logits.append(self.score(features).flatten(2))
@@ -74,7 +63,25 @@ class Detector(nn.Module):
         return [smooth(p) for smooth, p in zip(self.smooth, (p8, p16, p32), strict=True)]
 
 
-def cell_centers(rows: int, columns: int, stride: int) -> Tensor:
-    """Centres of a level's cells, [1, 2, rows * columns] in input pixels, row by row."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+def rows(corners: Tensor, logits: Tensor) -> Tensor:
+    """The head's rows [B, 4 + C, N] of what `dense` gives."""
+    x1, y1, x2, y2 = corners.unbind(1)
+    centered = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), 1)
+    return torch.cat((centered, logits.sigmoid()), 1)
+
+
+def cell_centers(height: int, width: int, stride: int) -> Tensor:
+    """Centres of a level's cells, [1, 2, height * width] in input pixels, row by row."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return ((torch.stack((x, y)).flatten(1) + 0.5) * stride)[None]
+
+
+def all_centers(pictures: Tensor) -> Tensor:
+    """Centres of the cells of all levels, [2, N] in input pixels."""
+    height, width = pictures.shape[2:]
+    return torch.cat([cell_centers(height // s, width // s, s)[0] for s in STRIDES], 1)
+
+
+def detector_loss(model: Detector, pictures: Tensor, objects: list[Objects]) -> Tensor:
+    corners, logits = model.dense(pictures)
+    return detection_loss(corners, logits, objects, assign(corners, logits, all_centers(pictures), objects))

@@ -6,42 +6,48 @@ Box loss: H. Rezatofighi et al., "Generalized Intersection over Union", CVPR 201
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from train_demo.scenes import Objects
 
 _TOP_K = 9
 _ALPHA, _BETA = 0.5, 5.0
 
 
-def detection_loss(corners: Tensor, logits: Tensor, centers: Tensor, truths: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean loss of a batch.
+class Assignment(NamedTuple):
+    """The cells of a picture that answer for an object: their indices, whose they are, the scores they should give."""
 
-    corners [B, 4, N] and logits [B, C, N] are predictions, centers [2, N] the cells' centres, all in
-    input pixels; truths hold boxes [M, 4] and class ids [M] a picture.
-    """
+    cells: Tensor
+    owners: Tensor
+    quality: Tensor
+
+
+def detection_loss(corners: Tensor, logits: Tensor, objects: list[Objects], assignments: list[Assignment]) -> Tensor:
+    """Mean loss of a batch; corners [B, 4, N] and logits [B, C, N] are predictions."""
     targets = torch.zeros_like(logits)
-    box_losses, weights = [], []
-    for i, (boxes, class_ids) in enumerate(truths):
-        if len(boxes) == 0:
-            continue
-        owner, quality = _assign(corners[i].detach(), logits[i].detach(), centers, boxes, class_ids)
-        cells = (owner >= 0).nonzero()[:, 0]
-        targets[i, class_ids[owner[cells]], cells] = quality[cells]
-        box_losses.append(1 - giou(corners[i].T[cells], boxes[owner[cells]]))
-        weights.append(quality[cells])
+    box_losses = []
+    for i, ((boxes, class_ids, _), (cells, owners, quality)) in enumerate(zip(objects, assignments, strict=True)):
+        targets[i, class_ids[owners], cells] = quality
+        box_losses.append((1 - giou(corners[i].T[cells], boxes[owners])) * quality)
     total = targets.sum().clamp(min=1)
     score_loss = binary_cross_entropy_with_logits(logits, targets, reduction="sum") / total
-    if not box_losses:
-        return score_loss
-    return score_loss + 4.0 * (torch.cat(box_losses) * torch.cat(weights)).sum() / total
+    return score_loss + 4.0 * torch.cat(box_losses).sum() / total
 
 
 @torch.no_grad()
-def _assign(
-    corners: Tensor, logits: Tensor, centers: Tensor, boxes: Tensor, class_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """For each cell the index of the truth it answers for (-1: none) and the score it should give."""
+def assign(corners: Tensor, logits: Tensor, centers: Tensor, objects: list[Objects]) -> list[Assignment]:
+    """For each picture the cells that answer for its objects; centers [2, N] are the cells' centres."""
+    return [_assign(*it[:2], centers, it[2]) for it in zip(corners, logits, objects, strict=True)]
+
+
+def _assign(corners: Tensor, logits: Tensor, centers: Tensor, objects: Objects) -> Assignment:
+    boxes, class_ids, _ = objects
+    if len(boxes) == 0:
+        return Assignment(class_ids, class_ids, boxes[:, 0])
     overlap = iou(boxes[:, None], corners.T[None]).clamp(min=0)  # [M, N]
     x, y = centers
     inside = (x > boxes[:, :1]) & (y > boxes[:, 1:2]) & (x < boxes[:, 2:3]) & (y < boxes[:, 3:4])
@@ -55,7 +61,8 @@ def _assign(
     peak = aligned.max(1, keepdim=True).values.clamp(min=1e-9)
     reach = (overlap * chosen).max(1, keepdim=True).values
     quality = (aligned / peak * reach).gather(0, owner.clamp(min=0)[None])[0]
-    return owner, quality
+    cells = (owner >= 0).nonzero()[:, 0]
+    return Assignment(cells, owner[cells], quality[cells])
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""The picture that a model takes, told from its input: size, layout, type and what the values mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edge_agent.data import ModelFacts, PreprocessSpec, TensorSpec
+from edge_agent.errors import ModelError
+from edge_agent.families import Meaning
+from edge_agent.families._metadata import literal
+
+RGB_0_1: dict[str, Any] = {}
+BGR_0_255: dict[str, Any] = {"color": "bgr", "scale": 1.0}
+RGB_SIGNED: dict[str, Any] = {"scale": 1.0, "mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5)}
+IMAGENET: dict[str, Any] = {
+    "scale": 1.0,
+    "mean": (123.675, 116.28, 103.53),
+    "std": (58.395, 57.12, 57.375),
+}
+"""The mean and deviation of ImageNet's red, green and blue, in 0..255."""
+
+_DTYPES = ("float32", "float16", "uint8", "int32")
+
+
+def picture_spec(meaning: Meaning, **defaults: Any) -> PreprocessSpec:
+    """How pictures are prepared: the input's own shape and type, the family's `defaults`, then what the entry says.
+
+    Inputs of whole numbers take the picture's own values, unless the entry says otherwise. Raises `ModelError`.
+    """
+    taken = picture_tensor(meaning.facts)
+    if taken.dtype not in _DTYPES:
+        raise ModelError(f"the input {taken.name!r} takes {taken.dtype}; pictures can be {', '.join(_DTYPES)}")
+    layout = _layout(taken)
+    if taken.dtype in ("uint8", "int32"):
+        for normalising in ("scale", "mean", "std"):
+            defaults.pop(normalising, None)
+        defaults["scale"] = 1.0
+    width, height = _size(meaning, taken, layout)
+    changes = {key: value for key, value in msgspec.structs.asdict(meaning.preprocess).items() if value is not None}
+    changes.pop("size", None)
+    return PreprocessSpec(width, height, **{"layout": layout, "dtype": taken.dtype, **defaults, **changes})
+
+
+def picture_tensor(facts: ModelFacts) -> TensorSpec:
+    """The input that takes the picture. Raises `ModelError` where none or several could."""
+    fitting = [tensor for tensor in facts.inputs if len(tensor.shape) == 4]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(f"{tensor.name} {shown(tensor.shape)}" for tensor in facts.inputs) or "none"
+    raise ModelError(
+        f"one input has to take pictures, [batch, 3, height, width] or [batch, height, width, 3]; "
+        f"the model's are: {listed}; give values to the others, such as inputs = {{ scale = [1.0] }}"
+    )
+
+
+def shown(shape: tuple[int | None, ...]) -> str:
+    """A shape as people write it; `?` is dynamic."""
+    return f"[{', '.join('?' if side is None else str(side) for side in shape)}]"
+
+
+def _layout(taken: TensorSpec) -> str:
+    _, first, _, last = taken.shape
+    if last == 3 and first != 3:
+        return "nhwc"
+    if first in (3, None):
+        return "nchw"
+    raise ModelError(f"the input {taken.name!r} is {shown(taken.shape)}; pictures have three channels, first or last")
+
+
+def _size(meaning: Meaning, taken: TensorSpec, layout: str) -> tuple[int, int]:
+    if meaning.preprocess.size:
+        return meaning.preprocess.size
+    height, width = taken.shape[2:] if layout == "nchw" else taken.shape[1:3]
+    if width and height:
+        return width, height
+    if text := meaning.facts.metadata.get("imgsz"):
+        match literal("imgsz", text):
+            case int(side):
+                return side, side
+            case [int(height), int(width)]:
+                return width, height
+    raise ModelError(f"the model's input {shown(taken.shape)} has no fixed size; set preprocess.size = [width, height]")

@@ -1,0 +1,78 @@
+"""Embeddings: a vector that says what a picture is like, [B, D], made of length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.config import Table
+from edge_agent.data import Embedding, ModelFacts, Names, Tensors, TensorSpec
+from edge_agent.errors import ModelError
+from edge_agent.families import Guess, Meaning
+from edge_agent.families._pictures import IMAGENET, picture_spec, shown
+from edge_agent.geometry import Placement
+
+
+class EmbeddingOptions(Table):
+    """`[models.<name>.options]` of such a model."""
+
+    output: str | None = None
+
+
+class EmbeddingFamily:
+    """A vector of length 1."""
+
+    Options: ClassVar[type[Table]] = EmbeddingOptions
+    task = "embed"
+    reduction = None
+    names = Names()
+
+    @staticmethod
+    def recognise(facts: ModelFacts) -> Guess | None:
+        spec = _output(facts, None)
+        if spec is None:
+            return None
+        told = facts.metadata.get("task") in ("embed", "feature-extraction", "image-feature-extraction")
+        named = any(word in spec.name.lower() for word in ("embed", "feature"))
+        if not told and not named:
+            return None
+        return Guess(3, [f"the output {spec.name!r} {shown(spec.shape)} is called a vector of features"])
+
+    def __init__(self, meaning: Meaning) -> None:
+        options = meaning.options
+        assert isinstance(options, EmbeddingOptions)
+        spec = _output(meaning.facts, options.output)
+        if spec is None:
+            listed = ", ".join(f"{one.name} {shown(one.shape)}" for one in meaning.facts.outputs)
+            raise ModelError(
+                f"an embedding is one vector a picture, [batch, numbers]; this model's outputs are {listed}"
+            )
+        self._output = spec.name
+        self.preprocess = picture_spec(meaning, resize="stretch", **IMAGENET)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return ()
+
+    def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
+        raw = outputs[self._output]
+        return list(raw.reshape(len(raw), -1))
+
+    def decode(self, candidates: NDArray[Any], placement: Placement) -> Embedding:
+        vector = np.nan_to_num(candidates.astype(np.float64))
+        length = float(np.linalg.norm(vector))
+        return Embedding((vector / length if 0 < length < np.inf else vector * 0).astype(np.float32))
+
+
+Family = EmbeddingFamily
+
+
+def _output(facts: ModelFacts, wanted: str | None) -> TensorSpec | None:
+    for spec in facts.outputs:
+        sides = [side for side in spec.shape[1:] if side != 1]
+        if wanted in (None, spec.name) and len(sides) == 1 and spec.dtype.startswith("float"):
+            return spec
+    return None

@@ -1,0 +1,112 @@
+"""What a model's file is: its family, what its numbers mean, and why one may think so.
+
+Reads what the file says of itself; runs nothing. What the entry says comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent import plugins
+from edge_agent.config import InferenceOptions, ModelOptions
+from edge_agent.data import ModelFacts
+from edge_agent.errors import ConfigError, ModelError
+from edge_agent.families import Family, Guess, Meaning, Thresholds
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A family for a model, and why, a sentence each; `others` might fit too."""
+
+    family: str
+    because: Sequence[str]
+    others: Sequence[str] = ()
+
+
+def propose(facts: ModelFacts, family: str = AUTO, options: Collection[str] = ()) -> Proposal:
+    """The family that fits a model best and knows all these options, or what the named one makes of it.
+
+    Raises `ModelError`.
+    """
+    if family != AUTO:
+        guess = _class_of(family).recognise(facts)
+        because = [f"the entry says that its family is {family!r}"]
+        return Proposal(family, [*because, *(guess.because if guess else ())])
+    knowing = [name for name in plugins.names("families") if set(options) <= _options_of(name)]
+    guesses = {name: guess for name in knowing if (guess := _guess(name, facts))}
+    if len(knowing) == 1 and not guesses:
+        return Proposal(knowing[0], [f"options {', '.join(sorted(options))} are of no other family"])
+    if not guesses:
+        raise ModelError(f"no family has the options {', '.join(sorted(options))}; see docs/models.md")
+    best = max(guesses, key=lambda name: (guesses[name].confidence, name == "yolo"))
+    guess = guesses[best]
+    others = [name for name in guesses if name != best and 0 < guesses[name].confidence == guess.confidence]
+    return Proposal(best, guess.because, others)
+
+
+def make_family(
+    facts: ModelFacts, entry: ModelOptions, labels: Sequence[str] | None, inference: InferenceOptions
+) -> tuple[Family, Proposal]:
+    """The family that understands a model, as its file and its entry have it. Raises `ModelError` with a sentence
+    where shapes, labels and options do not fit together."""
+    free = tuple(tensor for tensor in facts.inputs if tensor.name not in entry.inputs)
+    facts = ModelFacts(free, facts.outputs, facts.metadata)
+    proposal = propose(facts, entry.family, entry.options)
+    family_class = _class_of(proposal.family)
+    try:
+        options = msgspec.convert(entry.options, family_class.Options)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"options: {error}{_of_family(entry, proposal)}") from error
+    thresholds = Thresholds(inference.score_threshold, inference.iou_threshold, inference.max_detections)
+    try:
+        family = family_class(Meaning(facts, options, labels, entry.preprocess, thresholds))
+    except ModelError as error:
+        raise ModelError(f"{error}{_of_family(entry, proposal)}") from error
+    return family, proposal
+
+
+def facts_of(path: Path) -> ModelFacts:
+    """What an ONNX file or an engine says of itself, as the backend that runs it reads it. Raises `ModelError`,
+    and `GpuUnavailable` for an engine where no GPU can be used."""
+    name = "onnx" if path.suffix.lower() == ".onnx" else "tensorrt"
+    try:
+        engine_class = plugins.load("backends", name)
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    engine = engine_class(path, engine_class.Options())
+    try:
+        facts: ModelFacts = engine.facts
+    finally:
+        engine.close()
+    return facts
+
+
+def _guess(name: str, facts: ModelFacts) -> Guess | None:
+    try:
+        guess: Guess | None = _class_of(name).recognise(facts)
+    except ModelError:  # its metadata cannot be read, say; whoever is chosen will tell
+        return None
+    return guess
+
+
+def _options_of(name: str) -> set[str]:
+    return {field.encode_name for field in msgspec.structs.fields(_class_of(name).Options)}
+
+
+def _class_of(name: str) -> Any:
+    try:
+        return plugins.load("families", name)
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+
+
+def _of_family(entry: ModelOptions, proposal: Proposal) -> str:
+    """Whose complaint it is, where nobody named the family."""
+    return "" if entry.family != AUTO else f" (taken for the family {proposal.family!r}; set family if it is another)"

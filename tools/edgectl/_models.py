@@ -1,0 +1,70 @@
+"""A model as people name it to edgectl: one that is known, or a file, and what is set differently for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent.errors import ConfigError
+from edge_agent.models.store import ModelStore
+
+_FILES = (".onnx", ".engine", ".plan", ".trt")
+
+
+def entry_of(
+    model: str, settings: Sequence[str], raw: Mapping[str, Any], folder: Path
+) -> tuple[str, Mapping[str, Any]]:
+    """The model's name, and its entry as a configuration would have it. `raw`: the configuration's own tables, whose
+    relative paths start at `folder`. Raises `ConfigError`."""
+    path = Path(model)
+    if path.suffix.lower() in _FILES:
+        name, entry = _name(path.stem), {"path": str(path.absolute())}
+    elif model in raw.get("models", {}):
+        name, entry = model, dict(raw["models"][model])
+    else:
+        name, entry = model, _bundled(model)
+    for setting in settings:
+        _set(entry, setting)
+    return name, entry
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    options = ModelStore({}).get(name).options
+    return {"path": options.path}
+
+
+def _name(stem: str) -> str:
+    kept = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in stem)[:64]
+    return kept if kept[:1].isalnum() else f"m{kept}"[:64]
+
+
+def _set(entry: dict[str, Any], setting: str) -> None:
+    """Set a dotted key to a value of JSON, or else to the text itself."""
+    key, given, text = setting.partition("=")
+    if not given or not key:
+        raise ConfigError(f"--set {setting}: write key=value, such as family=yolo or preprocess.size=[320,320]")
+    *parents, last = key.split(".")
+    table = entry
+    for parent in parents:
+        inner = table.get(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {setting}: {parent!r} is no table")
+        table[parent] = dict(inner)
+        table = table[parent]
+    table[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def plain(value: Any) -> Any:
+    """Lists, dictionaries, text and numbers, as JSON has them."""
+    return msgspec.to_builtins(value)

@@ -1,0 +1,258 @@
+"""`edgectl infer`: a model on pictures, a video or a camera, here and now, by the agent's own line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import typer
+
+from edge_agent import backends, config, drawing, plugins, sources
+from edge_agent._compat import tomllib
+from edge_agent.config import CameraOptions, Config
+from edge_agent.data import Frame, Image, Result
+from edge_agent.errors import EdgeAgentError, EndOfStream, SourceError
+from edge_agent.messages import Topics, encode_result
+from edge_agent.models.engines import Engines
+from edge_agent.models.loaded import LoadedModel, open_model
+from edge_agent.models.store import ModelStore
+from edge_agent.predictions import described
+from edgectl._models import entry_of
+
+_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_FPS = 25.0  # of a video that is written, where nothing says what it was
+
+
+class InferError(EdgeAgentError):
+    """What was asked for cannot be done."""
+
+    code = "infer"
+
+
+def infer(
+    picture: str,
+    model: str,
+    settings: Sequence[str],
+    path: Path | None,
+    *,
+    backend: str,
+    score: float | None,
+    as_json: bool,
+    out: Path | None,
+    limit: int,
+) -> None:
+    """Run and print, and write what was annotated. Raises `EdgeAgentError` with a sentence."""
+    loaded = _configuration(picture, model, settings, path, backend, score)
+    with _opened(loaded) as running, _written(out, picture) as write:
+        count = 0
+        for frame, fps in _frames(loaded, picture):
+            [result] = running.collect(running.submit([frame]))
+            typer.echo(_json(result, loaded) if as_json else _told(result))
+            write(result, fps)
+            count += 1
+            if limit and count >= limit:
+                break
+    if not count:
+        raise InferError(f"{picture} holds no picture")
+
+
+class _Writer(Protocol):
+    def __call__(self, result: Result, fps: float | None) -> None: ...
+
+
+def _configuration(
+    picture: str, model: str, settings: Sequence[str], path: Path | None, backend: str, score: float | None
+) -> Config:
+    """The agent's own configuration, or none, with this model and this picture's source in it."""
+    raw: dict[str, Any] = {}
+    folder = Path()
+    if path is not None:
+        folder = path.parent
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    name, entry = entry_of(model, settings, raw, folder)
+    inference = {**raw.get("inference", {}), "max_batch": 1, "backend": backend}
+    if score is not None:
+        inference["score_threshold"] = score
+    cameras = raw.get("cameras", {})
+    camera = cameras[picture] if picture in cameras else _camera(picture)
+    return config.parse(
+        {
+            **{key: raw[key] for key in ("agent", "mqtt", "backends") if key in raw},
+            "model": {"active": name},
+            "models": {**raw.get("models", {}), name: entry},
+            "inference": inference,
+            "cameras": {"input": camera},
+        },
+        folder=folder.absolute(),
+    )
+
+
+def _camera(picture: str) -> Mapping[str, Any]:
+    """The table of a camera that delivers this."""
+    scheme = picture.partition("://")[0] if "://" in picture else ""
+    if scheme in ("rtsp", "rtsps"):
+        return {"source": "rtsp", "url": picture}
+    if scheme in ("http", "https"):
+        return {"source": "http", "url": picture}
+    if picture == "synthetic":
+        return {"source": "synthetic"}
+    if picture.startswith(("/dev/", "usb:")):
+        return {"source": "v4l2", "device": picture}
+    there = Path(picture).absolute()
+    if not there.exists():
+        raise InferError(f"{picture}: there is no such file, folder or camera")
+    return {"source": "folder" if there.is_dir() else "file", "path": str(there), "pace": "fast"}
+
+
+@contextmanager
+def _opened(loaded: Config) -> Iterator[LoadedModel]:
+    choice = backends.choose(loaded.inference.backend, fallback=loaded.inference.fallback, options=loaded.backends)
+    engine_class = plugins.load("backends", choice.name)
+    engines = None
+    if engine_class.is_built:
+        engines = Engines(loaded.backends.get(choice.name) or engine_class.Options())
+    model = open_model(
+        ModelStore(loaded.models).get(loaded.model.active),
+        backend=choice.name,
+        backends=loaded.backends,
+        inference=loaded.inference,
+        engines=engines,
+        progress=lambda phase, percent: typer.echo(f"building an engine: {phase} {percent or ''}", err=True),
+    )
+    try:
+        model.warm_up()
+        yield model
+    finally:
+        model.close()
+
+
+def _frames(loaded: Config, picture: str) -> Iterator[tuple[Frame, float | None]]:
+    there = Path(picture)
+    if there.suffix.lower() in _PICTURES and there.is_file():
+        yield _frame(_read(there), 0, time.monotonic_ns()), None
+        return
+    [options] = loaded.cameras.values()
+    yield from _from_source(options)
+
+
+def _from_source(options: CameraOptions) -> Iterator[tuple[Frame, float | None]]:
+    source = sources.make(options)
+    for problem in source.check():
+        raise InferError(problem)
+    try:
+        opened = source.open()
+        until = time.monotonic() + options.stall_timeout_s
+        for seq in range(1 << 60):
+            while (at := source.grab()) is None:
+                if time.monotonic() > until:
+                    raise SourceError(f"no picture came within {options.stall_timeout_s:g} s", reason="stalled")
+            until = time.monotonic() + options.stall_timeout_s
+            image = source.retrieve(np.empty((opened.height, opened.width, 3), np.uint8))
+            if image is not None:
+                yield _frame(image, seq, at), opened.fps
+    except EndOfStream:
+        return
+    finally:
+        source.close()
+
+
+def _read(path: Path) -> Image:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InferError(f"{path} is no picture that OpenCV can read")
+    return np.ascontiguousarray(image, np.uint8)
+
+
+def _frame(image: Image, seq: int, at: int) -> Frame:
+    return Frame("input", seq, image, time.time_ns(), at)
+
+
+@contextmanager
+def _written(out: Path | None, picture: str) -> Iterator[_Writer]:
+    """Writes annotated pictures: to a video, to a picture, or one a frame into a folder."""
+    if out is None:
+        yield lambda result, fps: None
+        return
+    if out.suffix.lower() in _PICTURES:
+        yield lambda result, fps: _write(out, drawing.annotated(result))
+    elif out.suffix.lower() in (".mp4", ".avi", ".mkv"):
+        with _video(out) as write:
+            yield write
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        stem = Path(picture).stem or "frame"
+        yield lambda result, fps: _write(out / f"{stem}-{result.frame.seq:05}.jpg", drawing.annotated(result))
+    typer.echo(f"written: {out}", err=True)
+
+
+@contextmanager
+def _video(path: Path) -> Iterator[_Writer]:
+    opened: list[cv2.VideoWriter] = []
+
+    def write(result: Result, fps: float | None) -> None:
+        image = drawing.annotated(result)
+        if not opened:
+            fourcc = cv2.VideoWriter.fourcc(*("mp4v" if path.suffix.lower() == ".mp4" else "MJPG"))
+            opened.append(cv2.VideoWriter(str(path), fourcc, fps or _FPS, image.shape[1::-1]))
+            if not opened[0].isOpened():
+                raise InferError(f"{path}: OpenCV cannot write such a video")
+        opened[0].write(image)
+
+    try:
+        yield write
+    finally:
+        for writer in opened:
+            writer.release()
+
+
+def _write(path: Path, image: Image) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = cv2.imwrite(str(path), image)
+    except (OSError, cv2.error) as error:
+        raise InferError(f"{path} cannot be written: {error}") from error
+    if not written:
+        raise InferError(f"{path} cannot be written")
+
+
+def _json(result: Result, loaded: Config) -> str:
+    return encode_result(result, Topics(loaded.mqtt.prefix, loaded.device)).payload.decode()
+
+
+def _told(result: Result) -> str:
+    """What was seen in a frame, for people: a line, and one more for each thing."""
+    size = result.frame.image.shape[:2]
+    [(key, seen)] = described(result.prediction, result.model.names, size).items()
+    head = f"#{result.frame.seq}  {size[1]}x{size[0]}  {result.model.name}  {result.timings.inference_ms:.1f} ms  {key}"
+    values = json.loads(json.dumps(seen, default=_plain))
+    return "\n".join([head, *(f"  {line}" for line in _lines(key, values))])
+
+
+def _lines(key: str, seen: Any) -> Iterator[str]:
+    if key == "detections":
+        for one in seen:
+            box = ", ".join(f"{side:.0f}" for side in one["box"])
+            yield f"{one['label']:<20} {one['score']:.3f}  [{box}]"
+    elif key == "poses":
+        for one in seen:
+            points = "  ".join(f"{p['name']} {p['x']:.0f},{p['y']:.0f}" for p in one["keypoints"] if p["score"] >= 0.3)
+            yield f"{one['label']:<20} {one['score']:.3f}  {points}"
+    elif key == "classes":
+        yield from (f"{one['label']:<30} {one['score']:.3f}" for one in seen)
+    elif key == "segmentation":
+        yield from (f"{one['label']:<20} {100 * one['ratio']:5.1f} %" for one in seen["classes"])
+        yield f"{len(seen['regions'])} region(s)"
+    else:
+        yield json.dumps(seen)[:300]
+
+
+def _plain(value: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)

@@ -1,0 +1,87 @@
+"""`edgectl models`: what a model's file is, and why one may think so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from edge_agent import config
+from edge_agent.config import InferenceOptions
+from edge_agent.data import ModelFacts, TensorSpec
+from edge_agent.errors import ModelError
+from edge_agent.models.inspect import facts_of, make_family, propose
+from edge_agent.models.store import ModelStore
+from edgectl._models import entry_of
+
+_LONGEST = 200  # of metadata that is shown
+
+
+def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
+    """Print what a model's file says and what it is taken for; 1 where nothing fits together, else 0."""
+    name, entry = entry_of(model, settings, {}, Path())
+    camera = {"source": "synthetic"}
+    loaded = config.parse({"models": {name: entry}, "cameras": {"none": camera}}, folder=Path().absolute())
+    stored = ModelStore(loaded.models).get(name)
+    facts = facts_of(stored.path)
+    told = _facts(facts)
+    try:
+        family, proposal = make_family(facts, stored.options, stored.labels(), InferenceOptions())
+    except ModelError as error:
+        told["family"] = propose(facts, stored.options.family, stored.options.options).family
+        told["problem"] = str(error)
+    else:
+        told["family"] = proposal.family
+        told["task"] = family.task
+        told["because"] = list(proposal.because)
+        told["others"] = list(proposal.others)
+        told["labels"] = list(family.names.labels)
+        told["keypoints"] = list(family.names.keypoints)
+        told["preprocess"] = {
+            field.name: getattr(family.preprocess, field.name) for field in dataclasses.fields(family.preprocess)
+        }
+    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(_lines(told)))
+    return int("problem" in told)
+
+
+def _facts(facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "inputs": [_tensor(spec) for spec in facts.inputs],
+        "outputs": [_tensor(spec) for spec in facts.outputs],
+        "metadata": dict(facts.metadata),
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _lines(told: dict[str, Any]) -> Iterator[str]:
+    for side in ("inputs", "outputs"):
+        for spec in told[side]:
+            shape = ", ".join("?" if size is None else str(size) for size in spec["shape"])
+            yield f"{side[:-1]:<11} {spec['name']}  [{shape}]  {spec['dtype']}"
+    for key, value in told["metadata"].items():
+        yield f"metadata    {key} = {value[:_LONGEST]}{'…' if len(value) > _LONGEST else ''}"
+    yield f"family      {told['family']}"
+    if "problem" in told:
+        yield f"problem     {told['problem']}"
+        return
+    yield f"task        {told['task']}"
+    yield from (f"because     {reason}" for reason in told["because"])
+    if told["others"]:
+        yield f"or perhaps  {', '.join(told['others'])}"
+    if told["labels"]:
+        labels = told["labels"]
+        yield f"labels      {len(labels)}: {', '.join(labels[:6])}{', …' if len(labels) > 6 else ''}"
+    if told["keypoints"]:
+        yield f"keypoints   {len(told['keypoints'])}: {', '.join(told['keypoints'][:6])}, …"
+    spec = told["preprocess"]
+    yield (
+        f"picture     {spec['width']}x{spec['height']} {spec['layout']} {spec['dtype']}, {spec['color']}, {spec['resize']}"
+    )
+    yield f"pixels      (value * {spec['scale']:.6g} - {spec['mean']}) / {spec['std']}"
