@@ -43,6 +43,7 @@ from edge_agent.sensors.host import HostSensor
 from edge_agent.snapshots import Snapshot, Snapshots
 from edge_agent.stats import LineStats
 from edge_agent.threads import OwnerThread, in_thread
+from edge_agent.zones import Watch
 
 log = structlog.get_logger()
 
@@ -85,6 +86,8 @@ class Agent:
         self._frames = FrameQueue(release=self._release)
         self._outbox = Outbox(max_results=config.mqtt.max_queued_results)
         self._stats = LineStats()
+        self._tracks = parts.tracks
+        self._watch = Watch(config.cameras, lost_frames=config.tracking.lost_frames)
         self._cameras = Cameras(
             frames=self._frames,
             pool=self._pool,
@@ -223,6 +226,7 @@ class Agent:
             backend=backend or parts.backend.name,
             backends=config.backends,
             inference=config.inference,
+            tracked_from=config.tracking.low if parts.tracks else None,
             engines=parts.engines,
             progress=progress,
         )
@@ -274,7 +278,14 @@ class Agent:
             raise
 
     async def _infer(self) -> None:
-        report = Reporter(topics=self.topics, publish=self.publish, stats=self._stats, snapshots=self.snapshots)
+        report = Reporter(
+            topics=self.topics,
+            publish=self.publish,
+            stats=self._stats,
+            snapshots=self.snapshots,
+            tracks=self._tracks,
+            watch=self._watch,
+        )
         window_s = self._config.inference.batch_window_ms / 1e3
         line = partial(infer, self._frames, self.slot, report, release=self._release, window_s=window_s)
         try:
@@ -302,6 +313,9 @@ class Agent:
 
     def _on_camera_removed(self, name: str) -> None:
         self._reports.forget_camera(name)
+        self._watch.forget(name)
+        if self._tracks is not None:
+            self._tracks.forget(name)
 
     async def _report_regularly(self) -> None:
         host = await self._chores.call(HostSensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from edge_agent import backends, plugins
 from edge_agent.backends import Choice
@@ -14,6 +15,7 @@ from edge_agent.models.engines import Engines, is_built
 from edge_agent.models.loaded import open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.sources import Source
+from edge_agent.tracking import ByteTracker, Tracks
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Parts:
     new_image: Callable[[tuple[int, ...]], Image]
     engines: Engines | None
     sources: Mapping[str, Source]
+    tracks: Tracks | None
 
 
 def gather(config: Config) -> Parts:
@@ -34,7 +37,15 @@ def gather(config: Config) -> Parts:
     store = ModelStore(config.models)
     _require_active(store, config)
     engine_class = plugins.load("backends", choice.name)
-    return Parts(config.device, store, choice, engine_class.new_image, _engines(choice.name, config), _sources(config))
+    return Parts(
+        config.device,
+        store,
+        choice,
+        engine_class.new_image,
+        _engines(choice.name, config),
+        _sources(config),
+        _tracks(config),
+    )
 
 
 def check(config: Config) -> Iterator[str]:
@@ -45,6 +56,10 @@ def check(config: Config) -> Iterator[str]:
     store = ModelStore(config.models)
     try:
         _require_active(store, config)
+    except ConfigError as error:
+        yield str(error)
+    try:
+        _tracks(config)
     except ConfigError as error:
         yield str(error)
     try:
@@ -88,6 +103,13 @@ def _choice(config: Config) -> Choice:
         return backends.choose(wanted, fallback=fallback, options=config.backends)
     except ConfigError as error:
         raise ConfigError(f"inference.backend: {error}") from error
+
+
+def _tracks(config: Config) -> Tracks | None:
+    if not config.tracking.enabled:
+        return None
+    ByteTracker(config.tracking)  # whether what it needs is installed
+    return Tracks(partial(ByteTracker, config.tracking), threshold=config.inference.score_threshold)
 
 
 def _engines(backend: str, config: Config) -> Engines | None:

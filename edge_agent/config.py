@@ -125,6 +125,19 @@ class InferenceOptions(Table):
     max_detections: Count = 300
 
 
+class TrackingOptions(Table):
+    """`[tracking]`: objects get ids that last from frame to frame. `high`: scores above it are sure, `low`: those above
+    it may go on with a track, `new`: those at it begin one; `match`: the largest distance of a box from its track, by
+    overlap and score; `lost_frames`: how long an object may be out of sight."""
+
+    enabled: bool = False
+    high: Share = 0.5
+    low: Share = 0.1
+    new: Share = 0.6
+    match: Share = 0.8
+    lost_frames: Count = 30
+
+
 class QueueOptions(Table):
     """`[queue]`: what each camera may keep waiting; a camera's own keys come first."""
 
@@ -147,6 +160,8 @@ class CameraOptions(Table):
     drop: DropPolicy | None = None
     max_frames: Count | None = None
     max_staleness_ms: Annotated[int, Meta(ge=0)] | None = None
+    zones: dict[Name, Annotated[list[tuple[Share, Share]], Meta(min_length=3)]] = msgspec.field(default_factory=dict)
+    lines: dict[Name, tuple[tuple[Share, Share], tuple[Share, Share]]] = msgspec.field(default_factory=dict)
 
 
 class StatsOptions(Table):
@@ -180,6 +195,7 @@ class Config(Table):
     models: dict[Name, ModelOptions] = msgspec.field(default_factory=dict)
     inference: InferenceOptions = msgspec.field(default_factory=InferenceOptions)
     backends: dict[str, Table] = msgspec.field(default_factory=dict)
+    tracking: TrackingOptions = msgspec.field(default_factory=TrackingOptions)
     queue: QueueOptions = msgspec.field(default_factory=QueueOptions)
     cameras: dict[Name, CameraOptions] = msgspec.field(default_factory=dict)
     stats: StatsOptions = msgspec.field(default_factory=StatsOptions)
@@ -370,6 +386,10 @@ def _contradictions(config: Config) -> Iterator[str]:
             msgspec.convert(config.agent.device, Name)
         except msgspec.ValidationError:
             yield f"agent.device: {config.agent.device!r} is no name; use A-Z a-z 0-9 . _ -, at most 64"
+    if not config.tracking.enabled:
+        for name, camera in config.cameras.items():
+            if camera.lines:
+                yield f"cameras.{name}.lines: crossing a line takes tracking; set tracking.enabled = true"
     if config.mqtt.embedded and config.mqtt.host not in ("127.0.0.1", "localhost", "::1"):
         yield f"mqtt.host: the embedded broker listens on loopback only, not on {config.mqtt.host!r}"
 

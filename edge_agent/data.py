@@ -251,7 +251,7 @@ Prediction: TypeAlias = Detections | Poses | Classes | Segmentation | DepthMap |
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a model's numbers are called: classes, keypoints, which of these are joined, and colours (R, G, B) by class."""
+    """What a model's numbers are called: classes, keypoints, which of these are joined, colours (R, G, B) by class."""
 
     labels: Sequence[str] = ()
     keypoints: Sequence[str] = ()
@@ -284,12 +284,45 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the model that ran saw in a frame."""
+    """What the model that ran saw in a frame; `zone_counts`: of each zone of its camera, how many of which label."""
 
     frame: Frame
     model: ModelRef
     prediction: Prediction
     timings: Timings
+    zone_counts: Mapping[str, Mapping[str, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackState:
+    """How a followed object was seen: box x1 y1 x2 y2 in source pixels, and the zones that it stands in."""
+
+    class_id: int
+    score: float
+    box: tuple[float, ...]
+    zones: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A line was crossed; `forward` is from its left to its right, as one looks from its first point to the second."""
+
+    line: str
+    direction: Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a followed object, told by `result`. `new` has no before, `end` no after."""
+
+    result: Result
+    type: Literal["new", "update", "end"]
+    track_id: int
+    before: TrackState | None
+    after: TrackState | None
+    entered: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    crossed: tuple[Crossing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

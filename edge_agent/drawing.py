@@ -38,7 +38,7 @@ _SURE = 0.3
 
 def annotated(result: Result) -> Image:
     """A copy of a result's picture with all that was seen in it, and a line that says by what."""
-    image = result.frame.image.copy()
+    image: Image = result.frame.image.copy()
     title = f"{result.frame.camera}  #{result.frame.seq}  {result.model.name}  {result.timings.inference_ms:.1f} ms"
     draw(image, result.prediction, result.model.names, title=title)
     return image
@@ -68,8 +68,8 @@ class _Pen:
         cv2.polylines(self.image, [np.round(points).astype(np.int32)], True, color, self.thick, cv2.LINE_AA)
 
     def line(self, a: Sequence[float], b: Sequence[float], color: Color) -> None:
-        ends = [(round(x), round(y)) for x, y in (a, b)]
-        cv2.line(self.image, *ends, color, self.thick, cv2.LINE_AA)
+        start, end = ((round(x), round(y)) for x, y in (a, b))
+        cv2.line(self.image, start, end, color, self.thick, cv2.LINE_AA)
 
     def dot(self, at: Sequence[float], color: Color) -> None:
         cv2.circle(self.image, (round(at[0]), round(at[1])), self.thick + 2, color, -1, cv2.LINE_AA)
@@ -143,7 +143,8 @@ def _segmentation(pen: _Pen, found: Segmentation, names: Names) -> None:
     colors = np.array([_blue_first(color) for color in names.colors] or _COLORS, np.uint8)
     pen.blend(colors[found.class_map % len(colors)], 0.5)
     for region in reversed(found.regions):
-        color = tuple(int(part) for part in colors[region.class_id % len(colors)])
+        blue, green, red = colors[region.class_id % len(colors)].tolist()
+        color = blue, green, red
         pen.polygon(region.outline, color)
         score = "" if region.score is None else f" {region.score:.2f}"
         center = (round(region.centroid[0]), round(region.centroid[1]))
@@ -152,7 +153,7 @@ def _segmentation(pen: _Pen, found: Segmentation, names: Names) -> None:
 
 def _depth(pen: _Pen, found: DepthMap, names: Names) -> None:
     known = np.isfinite(found.values)
-    low, high = (float(found.values[known].min()), float(found.values[known].max())) if known.any() else (0.0, 1.0)
+    low, high = (float(np.min(found.values[known])), float(np.max(found.values[known]))) if known.any() else (0.0, 1.0)
     levels = (np.nan_to_num(found.values) - low) / ((high - low) or 1.0) * 255
     pen.blend(cv2.applyColorMap(np.clip(levels, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO), 0.8)
     pen.lines([f"{low:.3g} to {high:.3g}"])

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from edge_agent.data import Message, ModelRef, Result
+from edge_agent.data import Event, Message, ModelRef, Result, TrackState
 from edge_agent.errors import CommandError, SourceReason
 from edge_agent.predictions import (
     ClassScore,
@@ -26,6 +26,7 @@ from edge_agent.predictions import (
     SegmentationMessage,
     TensorMessage,
     described,
+    label,
 )
 
 SCHEMA_VERSION = 1
@@ -75,6 +76,42 @@ class ResultMessage(Struct, frozen=True):
     depth: DepthMessage | UnsetType = UNSET
     embedding: EmbeddingMessage | UnsetType = UNSET
     tensors: dict[str, TensorMessage] | UnsetType = UNSET
+    zones: dict[str, dict[str, int]] | UnsetType = UNSET
+
+
+class TrackStateMessage(Struct, frozen=True):
+    """How a followed object was seen: box in source pixels, and the zones that it stands in."""
+
+    label: str
+    class_id: int
+    score: float
+    box: tuple[float, float, float, float]
+    zones: list[str]
+
+
+class CrossingMessage(Struct, frozen=True):
+    """A line was crossed; `forward` is from its left to its right, as one looks from its first point to the second."""
+
+    line: str
+    direction: Literal["forward", "backward"]
+
+
+class EventMessage(Struct, frozen=True):
+    """What happened to a followed object: `new`, `update` (it entered or left a zone, or crossed a line) or `end`;
+    `seq` and `captured_at` are of the frame that showed it."""
+
+    schema: int
+    device: str
+    camera: str
+    seq: int
+    captured_at: str
+    type: Literal["new", "update", "end"]
+    track_id: int
+    entered: list[str]
+    left: list[str]
+    crossed: list[CrossingMessage]
+    before: TrackStateMessage | None
+    after: TrackStateMessage | None
 
 
 class ActiveModel(Struct, frozen=True):
@@ -296,7 +333,7 @@ class Topics:
         safe = "".join(sign if sign.isprintable() and sign not in "+#/" else "_" for sign in command_id)
         return f"{self.root}/reply/{safe}"
 
-    def camera(self, name: str, leaf: Literal["status", "results", "snapshot"]) -> str:
+    def camera(self, name: str, leaf: Literal["status", "results", "events", "snapshot"]) -> str:
         return f"{self.root}/cameras/{name}/{leaf}"
 
 
@@ -343,8 +380,31 @@ def encode_result(result: Result, topics: Topics) -> Message:
             total=round(timings.total_ms, 3),
         ),
         **described(result.prediction, result.model.names, frame.image.shape[:2]),
+        zones=UNSET
+        if result.zone_counts is None
+        else {name: dict(count) for name, count in result.zone_counts.items()},
     )
     return Message(topics.camera(frame.camera, "results"), encode(message))
+
+
+def encode_event(event: Event, topics: Topics) -> Message:
+    """An event, ready to publish with QoS 1: none may be missed."""
+    frame = event.result.frame
+    message = EventMessage(
+        schema=SCHEMA_VERSION,
+        device=topics.device,
+        camera=frame.camera,
+        seq=frame.seq,
+        captured_at=timestamp(frame.captured_at_ns),
+        type=event.type,
+        track_id=event.track_id,
+        entered=list(event.entered),
+        left=list(event.left),
+        crossed=[CrossingMessage(crossing.line, crossing.direction) for crossing in event.crossed],
+        before=_track_state(event.before, event.result.model),
+        after=_track_state(event.after, event.result.model),
+    )
+    return Message(topics.camera(frame.camera, "events"), encode(message), qos=1)
 
 
 def decode_command(payload: bytes) -> Command:
@@ -402,6 +462,7 @@ def contract() -> Mapping[str, type[Struct]]:
         "models": Models,
         "cameras/{camera}/status": CameraStatus,
         "cameras/{camera}/results": ResultMessage,
+        "cameras/{camera}/events": EventMessage,
         "cmd": Command,
         "reply/{id}": Reply,
     }
@@ -409,6 +470,14 @@ def contract() -> Mapping[str, type[Struct]]:
 
 def model_of(ref: ModelRef) -> Model:
     return Model(ref.name, ref.version, ref.task)
+
+
+def _track_state(state: TrackState | None, model: ModelRef) -> TrackStateMessage | None:
+    if state is None:
+        return None
+    x1, y1, x2, y2 = (round(side, 2) for side in state.box)
+    name = label(model.names, state.class_id)
+    return TrackStateMessage(name, state.class_id, round(state.score, 4), (x1, y1, x2, y2), list(state.zones))
 
 
 def _parse_time(text: str) -> datetime:

@@ -9,12 +9,14 @@ import structlog
 
 from edge_agent.data import Batch, Frame, Message, Result
 from edge_agent.errors import GpuOutOfMemory
-from edge_agent.messages import Topics, encode_result
+from edge_agent.messages import Topics, encode_event, encode_result
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.loaded import LoadedModel, Pending
 from edge_agent.queue import FrameQueue
 from edge_agent.snapshots import Snapshots
 from edge_agent.stats import LineStats
+from edge_agent.tracking import Tracks
+from edge_agent.zones import Watch
 
 log = structlog.get_logger()
 
@@ -70,18 +72,34 @@ def _drop(batch: Batch, frames: FrameQueue, release: Callable[[Frame], None]) ->
 
 
 class Reporter:
-    """Counts results, publishes them, and shows them to those who wait for a picture. In the engine's thread."""
+    """Follows what results show, counts and publishes them, and shows them to those who wait for a picture.
+
+    In the engine's thread.
+    """
 
     def __init__(
-        self, *, topics: Topics, publish: Callable[[Message], None], stats: LineStats, snapshots: Snapshots
+        self,
+        *,
+        topics: Topics,
+        publish: Callable[[Message], None],
+        stats: LineStats,
+        snapshots: Snapshots,
+        tracks: Tracks | None,
+        watch: Watch,
     ) -> None:
         self._topics = topics
         self._publish = publish
         self._stats = stats
         self._snapshots = snapshots
+        self._tracks = tracks
+        self._watch = watch
 
     def __call__(self, results: Sequence[Result]) -> None:
-        for result in results:
+        for seen in results:
+            tracked = self._tracks(seen) if self._tracks is not None else seen
+            result, events = self._watch(tracked)
             self._stats.record(result)
             self._snapshots.offer(result)
             self._publish(encode_result(result, self._topics))
+            for event in events:
+                self._publish(encode_event(event, self._topics))

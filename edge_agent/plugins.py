@@ -18,7 +18,15 @@ _KINDS: dict[Kind, tuple[str, str]] = {  # what one is called, and its class
     "families": ("family", "Family"),
     "sensors": ("sensor", "Sensor"),
 }
-_EXTRAS = {"cv2": "opencv", "onnxruntime": "onnx", "amqtt": "demo", "cuda": "cuda", "cuda.bindings": "cuda"}
+_EXTRAS = {
+    "cv2": "opencv",
+    "onnxruntime": "onnx",
+    "amqtt": "demo",
+    "cuda": "cuda",
+    "cuda.bindings": "cuda",
+    "scipy": "tracking",
+    "scipy.optimize": "tracking",
+}
 
 
 def load(kind: Kind, name: str) -> Any:

@@ -160,8 +160,10 @@ def rle(mask: Mask, size: Size) -> Rle:
     if len(borders):  # a run that ends at the foot of a column and one that begins at the head of the next are one
         joined = np.flatnonzero(borders[1:-1:2] == borders[2::2])
         borders = np.delete(borders, np.concatenate((2 * joined + 1, 2 * joined + 2)))
-    runs = np.diff(borders, prepend=0, append=height * width)
-    return Rle((height, width), _compressed(runs.tolist()))
+    runs = np.diff(borders, prepend=0, append=height * width).tolist()
+    if runs[-1] == 0:
+        runs.pop()
+    return Rle((height, width), _compressed(runs))
 
 
 def _compressed(runs: Sequence[int]) -> str:
@@ -258,8 +260,9 @@ def _depth(found: DepthMap, names: Names, size: Size) -> DepthMessage:
     if not known.size:
         return DepthMessage(None, None, None, None, None, png=_png(found))
     p5, p50, p95 = np.percentile(known, (5, 50, 95)).tolist()
-    figures = (_significant(value) for value in (float(known.min()), float(known.max()), p5, p50, p95))
-    return DepthMessage(*figures, png=_png(found))
+    low, high = float(np.min(known)), float(np.max(known))
+    low, high, p5, p50, p95 = (_significant(value) for value in (low, high, p5, p50, p95))
+    return DepthMessage(low, high, p5, p50, p95, png=_png(found))
 
 
 def _png(found: DepthMap) -> str | UnsetType:
@@ -284,7 +287,7 @@ def _tensor(tensor: NDArray[Any], found: RawTensors) -> TensorMessage:
     known = tensor[np.isfinite(tensor)] if tensor.dtype.kind == "f" else tensor.ravel()
     if not known.size:
         return TensorMessage(shape, dtype, min=None, max=None, mean=None)
-    figures = (_significant(float(value)) for value in (known.min(), known.max(), known.mean(dtype=np.float64)))
+    figures = (_significant(float(value)) for value in (np.min(known), np.max(known), np.mean(known, dtype=np.float64)))
     low, high, mean = figures
     return TensorMessage(shape, dtype, min=low, max=high, mean=mean)
 

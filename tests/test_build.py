@@ -278,8 +278,7 @@ def test_several_inputs_and_shapes_of_ones_own(options: TensorRtOptions, network
     assert engines(options).sidecar(path).shapes == {"images": shape}
     constants = {"inputs": {"scale": [1, 2]}, "preprocess": PreprocessOptions(size=(48, 32))}
     many = entry("many", networks.many_types(tmp_path / "many.onnx"), **constants)
-    with pytest.raises(ModelError, match=r"a YOLO head has one output"):  # it is read as far as its meaning
-        engines(options).get(many, INFERENCE)
+    assert engines(options).get(many, INFERENCE).is_file()  # nothing is known of its outputs: raw tensors
 
 
 @pytest.mark.parametrize(

@@ -234,4 +234,5 @@ def test_the_shipped_file_is_valid_toml_when_its_examples_are_uncommented() -> N
     raw["mqtt"].pop("password")
     for name in ("gate", "door"):
         raw["cameras"][name].pop("password_file")
+    raw["tracking"]["enabled"] = True  # which lines want
     assert parse(raw, environ={}).models["yolox-nano"].labels == "coco80"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from edge_agent.data import PreprocessSpec
 from edge_agent.geometry import place
-from edge_agent.imaging import Preprocessor, annotate, encode_jpeg
+from edge_agent.imaging import Preprocessor
 
 sides = st.integers(1, 7680)
 inputs = st.integers(16, 1280)
@@ -100,11 +100,3 @@ def test_a_preprocessor_leaves_no_trace_of_a_picture_of_another_shape() -> None:
     preprocess(wide, out)
     Preprocessor(PreprocessSpec(64, 64, scale=1.0))(wide, fresh)
     assert np.array_equal(out, fresh)
-
-
-def test_annotate_and_encode_survive_any_size() -> None:
-    for shape in ((1, 1, 3), (5, 300, 3), (2000, 20, 3)):
-        image = np.zeros(shape, np.uint8)
-        annotate(image, np.array([[-5, -5, 10_000, 10_000]], np.float32), ["far out 0.99"], [12], title="title")
-        decoded = cv2.imdecode(np.frombuffer(encode_jpeg(image), np.uint8), cv2.IMREAD_COLOR)
-        assert decoded.shape == shape

@@ -7,12 +7,14 @@ from datetime import datetime, timezone
 
 import hypothesis.strategies as st
 import numpy as np
+import pycocotools.mask
 import pytest
 from hypothesis import given, settings
 
-from edge_agent.data import Detections, Frame, ModelRef, Result, Timings
+from edge_agent.data import Detections, Frame, Mask, ModelRef, Names, Result, Timings
 from edge_agent.errors import CommandError
 from edge_agent.messages import Topics, command_id, decode_command, encode_result, percentiles, timestamp
+from edge_agent.predictions import rle
 from tests import schemas
 from tests.rigs import Heard
 
@@ -22,7 +24,7 @@ TOPICS = Topics("edge", "dev")
 def test_a_result_is_the_documented_message() -> None:
     frame = Frame("front", 7, np.zeros((480, 640, 3), np.uint8), 1_700_000_000_123_456_789, 0)
     found = Detections(np.array([[1.234, 2, 3, 4]], np.float32), np.array([0.98765], np.float32), np.array([1]))
-    ref = ModelRef("m", "2", "detect", ("a", "b"))
+    ref = ModelRef("m", "2", "detect", Names(("a", "b")))
     message = encode_result(Result(frame, ref, found, Timings(1, 2, 3, 4, 10.00049)), TOPICS)
     schemas.validate(Heard(message.topic, message.payload, False, 0))
     assert message.topic == "edge/dev/cameras/front/results"
@@ -38,6 +40,25 @@ def test_a_result_is_the_documented_message() -> None:
         "latency_ms": {"queue": 1, "preprocess": 2, "inference": 3, "postprocess": 4, "total": 10.0},
         "detections": [{"label": "b", "class_id": 1, "score": 0.9876, "box": [1.23, 2.0, 3.0, 4.0]}],
     }
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**32 - 1),
+    density=st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)),
+)
+def test_masks_are_the_coco_run_lengths_of_pycocotools(size: tuple[int, int], seed: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = size
+    top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+    bits = rng.random((rng.integers(1, height - top + 1), rng.integers(1, width - left + 1))) < density
+    whole = np.zeros(size, np.uint8, order="F")
+    whole[top : top + bits.shape[0], left : left + bits.shape[1]] = bits
+    theirs = pycocotools.mask.encode(whole)
+    ours = rle(Mask(left, top, bits), size)
+    assert ours.size == tuple(theirs["size"])
+    assert ours.counts.encode() == theirs["counts"]
 
 
 @given(st.integers(0, 4_000_000_000_000_000_000))

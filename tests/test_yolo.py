@@ -62,6 +62,23 @@ def test_yolox_head_decodes_its_grid() -> None:
     assert found.class_ids.tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels", "kind"),
+    [
+        ((1, 84, 84), 80, "dense"),
+        ((1, 7, 84), None, "dense"),
+        ((1, 84, 7), 3, "dense"),  # the same, transposed
+        ((1, 84, 7), 2, "yolox"),
+        ((1, 84, 7), None, "yolox"),
+        ((1, 252, 7), None, "objectness"),
+        ((1, 300, 6), None, "end_to_end"),
+    ],
+)
+def test_a_head_is_told_by_its_shape_and_its_labels(shape: Any, labels: int | None, kind: str) -> None:
+    named = [f"label {i}" for i in range(labels)] if labels else None
+    assert family(shape, labels=named)._head.kind == kind
+
+
 def test_each_picture_of_a_batch_keeps_its_own_boxes() -> None:
     output = np.zeros((3, 5, 84), np.float32)
     output[0, :, 3] = 10, 10, 4, 4, 0.9
@@ -125,11 +142,12 @@ def test_labels_come_from_the_entry_then_the_file_then_the_ids() -> None:
     ("make", "sentence"),
     [
         (lambda: family((1, 6, 84), labels=["one"]), "the entry names 1 labels, the model's output has 2 classes"),
-        (lambda: family((1, 84, 6)), "does not tell its head"),
+        (lambda: family((1, 85, 8)), "does not tell its head"),
         (lambda: family((1, 80, 8), head="yolox"), "the model gives 80 cells, but strides"),
-        (lambda: family((1, 84)), "a YOLO head is"),
+        (lambda: family((1, 100, 7), head="end_to_end"), "has 7 values a box, a detect head of this kind 6"),
+        (lambda: family((1, 84)), "a YOLO head is one output"),
         (lambda: family((1, 4, 84)), "leaves no room for classes"),
-        (lambda: family((1, None, 84), head="dense"), "does not say how many classes"),
+        (lambda: family((1, None, None), head="dense"), "does not say how many classes"),
         (lambda: family((1, 6, 84), size=None), "set preprocess.size"),
         (lambda: family((1, 6, 84), metadata={"names": "oops("}), "cannot be read"),
         (lambda: family((1, 6, 84), metadata={"names": "5"}), "neither a table by number nor a list"),

@@ -14,11 +14,18 @@ from edge_agent.geometry import Placement
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What is worth reporting, whatever the family."""
+    """What is worth reporting, whatever the family. `tracked`: detections from this score on are wanted for tracking,
+    which sorts out what is reported."""
 
     score: float = 0.4
     iou: float = 0.5
     max_detections: int = 300
+    tracked: float | None = None
+
+    @property
+    def least(self) -> float:
+        """Below this no detection is wanted."""
+        return self.score if self.tracked is None else min(self.score, self.tracked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,15 +61,15 @@ class Selection:
         self._nms = options.nms
         self._iou = thresholds.iou
         self._most = thresholds.max_detections
-        self.threshold = thresholds.score
+        self.threshold = thresholds.least
         self._by_class: Floats | None = None
         if options.class_thresholds:
-            self._by_class = np.full(len(labels), thresholds.score, np.float32)
+            self._by_class = np.full(len(labels), thresholds.least, np.float32)
             for label, threshold in options.class_thresholds.items():
                 if label not in labels:
                     raise ModelError(f"class_thresholds: there is no label {label!r}{plugins.nearest(label, labels)}")
                 self._by_class[list(labels).index(label)] = threshold
-            self.threshold = float(self._by_class.min())
+            self.threshold = float(np.min(self._by_class))
 
     def keep(self, corners: Floats, scores: Floats, class_ids: NDArray[np.int64]) -> NDArray[np.intp]:
         """The places of those that stay, best first. Boxes and scores are finite."""
@@ -132,12 +132,12 @@ def nothing() -> Detections:
 def sigmoid(values: NDArray[Any]) -> Floats:
     """1 / (1 + e^-x), for any x."""
     clipped: Floats = np.clip(values.astype(np.float32, copy=False), -80.0, 80.0)
-    result: Floats = 1.0 / (1.0 + np.exp(-clipped))
+    result: Floats = (1.0 / (1.0 + np.exp(-clipped))).astype(np.float32, copy=False)
     return result
 
 
 def softmax(values: NDArray[Any], axis: int = -1) -> Floats:
-    shifted = values.astype(np.float32, copy=False)
-    shifted = np.exp(shifted - shifted.max(axis, keepdims=True))
-    result: Floats = shifted / shifted.sum(axis, keepdims=True)
+    numbers = values.astype(np.float32, copy=False)
+    powers = np.exp(numbers - numbers.max(axis, keepdims=True))
+    result: Floats = (powers / powers.sum(axis, keepdims=True)).astype(np.float32, copy=False)
     return result

@@ -33,7 +33,7 @@ def palette(wanted: str | Sequence[Color], labels: Sequence[str]) -> Sequence[Co
     their labels, and takes PASCAL VOC's colours, which never end, for all others. Raises `ModelError`."""
     count = len(labels)
     if not isinstance(wanted, str):
-        colors: Sequence[Color] = [tuple(color) for color in wanted]
+        colors: Sequence[Color] = [(red, green, blue) for red, green, blue in wanted]
         if any(not 0 <= part <= 255 for color in colors for part in color):
             raise ModelError("options.palette: colours are [red, green, blue] in 0..255")
     elif wanted not in PALETTES:

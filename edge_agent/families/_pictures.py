@@ -55,6 +55,30 @@ def picture_tensor(facts: ModelFacts) -> TensorSpec:
     )
 
 
+def are_channels_last(spec: TensorSpec, facts: ModelFacts) -> bool | None:
+    """Whether the classes or keypoints of an output [B, C, H, W] or [B, H, W, C] come last: the other two sides are in
+    the picture's ratio, else the longer ones; None where the shape is not known."""
+    _, first, middle, last = spec.shape
+    if first is None or last is None:
+        return last is not None if first is None and last is not None else False if first is not None else None
+    ratio = _ratio(facts)
+    if ratio is not None and middle is not None and last != first:
+        is_first = abs(middle / last - ratio) < 0.05 * ratio
+        if is_first != (abs(first / middle - ratio) < 0.05 * ratio):
+            return not is_first
+    return last < first
+
+
+def _ratio(facts: ModelFacts) -> float | None:
+    """Height by width of the picture that the model takes."""
+    try:
+        taken = picture_tensor(facts)
+        height, width = taken.shape[2:] if _layout(taken) == "nchw" else taken.shape[1:3]
+    except ModelError:
+        return None
+    return height / width if height and width else None
+
+
 def shown(shape: tuple[int | None, ...]) -> str:
     """A shape as people write it; `?` is dynamic."""
     return f"[{', '.join('?' if side is None else str(side) for side in shape)}]"

@@ -88,7 +88,7 @@ class ClassificationFamily:
         kind = self._options.activation
         if kind == "auto":
             # Rounded to a 256th, a thousand small probabilities may vanish.
-            are_probabilities = float(values.min()) >= 0 and (is_whole or abs(float(values.sum()) - 1) < 0.05)
+            are_probabilities = float(np.min(values)) >= 0 and (is_whole or abs(float(values.sum()) - 1) < 0.05)
             kind = "none" if are_probabilities else "softmax"
         if kind == "softmax":
             return softmax(values)

@@ -68,8 +68,9 @@ class DepthFamily:
     def decode(self, candidates: NDArray[Any], placement: Placement) -> DepthMap:
         height, width = candidates.shape
         x, y = width / self.preprocess.width, height / self.preprocess.height
-        columns = np.arange(round(placement.left * x), max(1, round((placement.left + placement.width) * x)))
-        rows = np.arange(round(placement.top * y), max(1, round((placement.top + placement.height) * y)))
+        left, top = round(placement.left * x), round(placement.top * y)
+        right, bottom = round((placement.left + placement.width) * x), round((placement.top + placement.height) * y)
+        columns, rows = np.arange(left, max(left + 1, right)), np.arange(top, max(top + 1, bottom))
         seen = candidates[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None]]
         values = seen.astype(np.float32)
         values[~np.isfinite(values)] = np.nan
@@ -106,7 +107,7 @@ def _png(values: NDArray[np.float32]) -> bytes:
     if not known.any():
         low, high = 0.0, 1.0
     else:
-        low, high = float(values[known].min()), float(values[known].max())
+        low, high = float(np.min(values[known])), float(np.max(values[known]))
     span = (high - low) or 1.0
     levels = np.where(known, np.round((np.nan_to_num(values) - low) / span * 65_534) + 1, 0).astype(np.uint16)
     _, data = cv2.imencode(".png", levels)

@@ -56,9 +56,9 @@ class DetrFamily:
             logits, boxes = _outputs(facts)
         except ModelError:
             return None
-        named = "logit" in logits.name or "label" in logits.name or "box" in boxes.name
+        named = "logit" in logits.name or "label" in logits.name
         because = [
-            f"{logits.name!r} {shown(logits.shape)} and {boxes.name!r} {shown(boxes.shape)} are queries of a transformer"
+            f"{logits.name!r} {shown(logits.shape)} and {boxes.name!r} {shown(boxes.shape)} are a transformer's queries"
         ]
         return Guess(3 if named else 1, because)
 

@@ -1,9 +1,9 @@
 """Keypoints from heatmaps: one map a keypoint, [B, K, H, W] or [B, H, W, K], highest where the keypoint is.
 
 Peaks are refined below a pixel: by a quarter towards the higher neighbour (Newell et al., "Stacked Hourglass
-Networks", arXiv 1603.06937), or at the top of a parabola through the neighbours, or, `dark`, at that of the
-Gaussian which a smoothed map is there (Zhang et al., "Distribution-Aware Coordinate Representation", arXiv 1910.06278). Of several people the peaks go
-to the nearest pose that lacks the keypoint.
+Networks", arXiv 1603.06937), at the top of a parabola through the neighbours, or, `dark`, at that of the Gaussian
+which a smoothed map is there (Zhang et al., "Distribution-Aware Coordinate Representation", arXiv 1910.06278). Of
+several people the peaks go to the nearest pose that lacks the keypoint.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._keypoints import COCO_NAMES, KeypointOptions, keypoint_names, no_poses, of_keypoints
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, picture_spec, shown
+from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, are_channels_last, picture_spec, shown
 from edge_agent.geometry import Placement
 
 
 class HeatmapOptions(KeypointOptions):
     """`[models.<name>.options]` of a heatmap model. `center`: where in a map's pixel its value lies, 0 at its upper
     left corner, as most are trained, or 0.5 in its middle; `aligned`: its last pixel lies at the input's edge, as in
-    models trained without bias (UDP); `blur`: of `dark`, the deviation in pixels of the map; `max_distance`: of a keypoint from its pose, as a share
-    of the map's diagonal, where `people` are several."""
+    models trained without bias (UDP); `blur`: of `dark`, the deviation in pixels of the map; `max_distance`: of a
+    keypoint from its pose, as a share of the map's diagonal, where `people` are several."""
 
     output: str | None = None
     channels: Literal["auto", "first", "last"] = "auto"
@@ -84,12 +84,12 @@ class HeatmapFamily:
         return list(raw.transpose(0, 3, 1, 2) if self._is_last else raw)
 
     def decode(self, candidates: NDArray[Any], placement: Placement) -> Poses:
-        maps = np.nan_to_num(candidates.astype(np.float32), nan=-1e4, posinf=1e4, neginf=-1e4)
+        maps = np.clip(np.nan_to_num(candidates.astype(np.float32), nan=-1e4), -1e4, 1e4)
         if self._options.scores == "logits":
             maps = sigmoid(maps)
         one = self._options.people == "one"
         keypoints = self._best(maps)[None] if one else self._grouped(maps)
-        if not len(keypoints) or keypoints[..., 2].max(initial=0.0) < self._threshold:
+        if not len(keypoints) or float(np.max(keypoints[..., 2])) < self._threshold:
             return no_poses(len(maps))
         _, height, width = maps.shape
         steps = np.array([width, height]) - int(self._options.aligned)
@@ -164,7 +164,8 @@ Family = HeatmapFamily
 
 def _quarter(around: Floats) -> Floats:
     """How far from the middle of [3, 3] values the top lies, in x and y."""
-    return 0.25 * np.sign(np.array([around[1, 2] - around[1, 0], around[2, 1] - around[0, 1]], np.float32))
+    higher = np.array([around[1, 2] - around[1, 0], around[2, 1] - around[0, 1]])
+    return (np.sign(higher) / 4).astype(np.float32)
 
 
 def _parabola(around: Floats) -> Floats:
@@ -197,7 +198,7 @@ def _output(facts: ModelFacts, options: HeatmapOptions) -> tuple[TensorSpec, boo
         if len(spec.shape) != 4 or options.output not in (None, spec.name):
             continue
         _, first, _, last = spec.shape
-        is_last = last is not None and (first is None or last < first)
+        is_last = bool(are_channels_last(spec, facts))
         if options.channels != "auto":
             is_last = options.channels == "last"
         count = last if is_last else first

@@ -66,7 +66,7 @@ class MoveNetFamily:
         return list(outputs[self._output])
 
     def decode(self, candidates: NDArray[Any], placement: Placement) -> Poses:
-        raw = np.nan_to_num(candidates.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        raw = np.clip(np.nan_to_num(candidates.astype(np.float32), posinf=0.0, neginf=0.0), -1e4, 1e4)
         if raw.shape[-1] == 3:
             points = raw.reshape(-1, _POINTS, 3)
             scores = points[..., 2].mean(1)

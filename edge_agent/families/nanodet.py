@@ -118,7 +118,7 @@ class NanoDetFamily:
             distances = likely @ np.arange(self._bins, dtype=np.float32) * self._strides[cells, None]
         centers = self._centers[cells]
         corners = np.concatenate((centers - distances[:, :2], centers + distances[:, 2:]), 1)
-        return Candidates(cells, corners, best[cells], scores[cells].argmax(1))
+        return Candidates(cells, corners.astype(np.float32), best[cells], scores[cells].argmax(1))
 
     def _shared(self, meaning: Meaning, options: NanoDetOptions) -> tuple[int, int, str]:
         """Classes, bins and the output, where one tensor holds all."""

@@ -1,8 +1,9 @@
 """PoseNet: heatmaps with offsets, and displacements that lead from one keypoint of a person to the next.
 
-Outputs, channels last: heatmaps [B, h, w, 17] (logits), offsets [B, h, w, 34] and displacements forward and backward
-[B, h, w, 32], in input pixels, first all of y, then all of x. A keypoint lies at its cell times the stride plus the offset
-there. People are found from the surest keypoints outwards, along the tree of the body's joints (Papandreou et al.,
+Outputs, channels last: heatmaps [B, h, w, 17] (logits), offsets [B, h, w, 34] and displacements forward and
+backward [B, h, w, 32], in input pixels, first all of y, then all of x. A keypoint lies at its cell times the stride
+plus the offset there. People are found from the surest keypoints outwards, along the tree of the body's joints
+(Papandreou et al.,
 "PersonLab", arXiv 1803.08225).
 """
 
@@ -50,7 +51,8 @@ _REFINEMENTS = 2  # looks at the offsets, on the way along an edge
 
 class PoseNetOptions(KeypointOptions):
     """`[models.<name>.options]` of a PoseNet model. `nms_radius`: in input pixels, within which two keypoints of a kind
-    are one; `min_pose_score`: of a person, the mean over all 17; `outputs`: the tensors, where they are not told by shape and order."""
+    are one; `min_pose_score`: of a person, the mean over all 17; `outputs`: the tensors, where they are not told by
+    shape and order."""
 
     people: Literal["one", "several"] = "several"
     nms_radius: Positive = 20.0
@@ -116,7 +118,9 @@ class PoseNetFamily:
         scores = self._pose_scores(people)
         least = self._options.min_pose_score
         kept = [
-            i for i, person in enumerate(people) if person[:, 2].max() >= self._threshold and scores[i] >= least
+            i
+            for i, person in enumerate(people)
+            if float(np.max(person[:, 2])) >= self._threshold and scores[i] >= least
         ]
         if not kept:
             return no_poses(_POINTS)
@@ -128,9 +132,10 @@ class PoseNetFamily:
         def pairs(role: str) -> Floats | None:
             if role not in picture:
                 return None
-            raw = np.nan_to_num(picture[role].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+            raw = np.clip(np.nan_to_num(picture[role].astype(np.float32), posinf=0.0, neginf=0.0), -1e6, 1e6)
             height, width, count = raw.shape
-            return raw.reshape(height, width, 2, count // 2).transpose(0, 1, 3, 2)
+            points: Floats = raw.reshape(height, width, 2, count // 2).transpose(0, 1, 3, 2)
+            return points
 
         raw = np.nan_to_num(picture["heatmaps"].astype(np.float32), nan=-1e4)
         offsets = pairs("offsets")
@@ -150,7 +155,7 @@ class PoseNetFamily:
 
     def _single(self, maps: _Maps, stride: Floats) -> Floats:
         """[17, 3]: y, x and score of each keypoint's best place."""
-        height, width, _ = maps.scores.shape
+        width = maps.scores.shape[1]
         best = maps.scores.reshape(-1, _POINTS).argmax(0)
         cells = np.stack((best // width, best % width), 1)
         kinds = np.arange(_POINTS)

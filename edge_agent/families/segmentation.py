@@ -20,7 +20,15 @@ from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._metadata import file_labels, labels_of
 from edge_agent.families._palettes import palette
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import (
+    IMAGENET,
+    RGB_0_1,
+    RGB_SIGNED,
+    are_channels_last,
+    picture_spec,
+    picture_tensor,
+    shown,
+)
 from edge_agent.geometry import Placement
 
 _MOST_CLASSES = 65_535
@@ -142,14 +150,15 @@ class SegmentationFamily:
             return np.clip(numbers, 0, len(self.labels) - 1).astype(kind), None
         values = np.nan_to_num(seen.astype(np.float32, copy=False), nan=-1e4, posinf=1e4, neginf=-1e4)
         if self._is_binary:
-            likely = values[0] if values.min() >= 0 and values.max() <= 1 else sigmoid(values[0])
+            likely = values[0] if np.min(values) >= 0 and np.max(values) <= 1 else sigmoid(values[0])
             is_there = likely >= 0.5
             return is_there.astype(kind), np.where(is_there, likely, 1 - likely)
         class_map = values.argmax(0).astype(kind)
         best = values.max(0)
-        if values.min() >= 0 and np.allclose(values[:, :1].sum(0), 1, atol=1e-2):
+        if np.min(values) >= 0 and np.allclose(values[:, :1].sum(0), 1, atol=1e-2):
             return class_map, best  # probabilities already
-        return class_map, 1.0 / np.exp(values - best).sum(0)
+        likely = 1.0 / np.exp(values - best).sum(0)
+        return class_map, likely.astype(np.float32, copy=False)
 
     def _regions(
         self, class_map: NDArray[Any], scores: Floats | None, ratios: NDArray[np.float64], placement: Placement
@@ -172,7 +181,7 @@ class SegmentationFamily:
                 left, top, across, down, area = facts[part].tolist()
                 if area < least:
                     continue
-                outline = _outline(numbers[top : top + down, left : left + across] == part) + (left, top)
+                outline = _outline(numbers[top : top + down, left : left + across] == part) + np.array((left, top))
                 corners = np.array([[left, top], [left + across, top + down]]) * scale
                 x1, y1, x2, y2 = corners.ravel().tolist()
                 center = ((centers[part] + 0.5) * scale).tolist()
@@ -207,13 +216,12 @@ def _channels(
         if spec.dtype.startswith("float") and not facts.metadata.get("task", "").startswith("semantic"):
             raise ModelError(f"{spec.name} {shown(spec.shape)} is no map of classes: it holds {spec.dtype}")
         return None, None
-    _, first, middle, last = spec.shape
+    _, first, _, last = spec.shape
     if spec.dtype.startswith(("int", "uint8")) and 1 in (first, last):
         return None, None
-    if wanted == "first" or (wanted == "auto" and first is not None and (last is None or first <= last)):
-        return "first", first
-    if wanted == "last" or (wanted == "auto" and last is not None and (middle is None or last < middle)):
-        return "last", last
+    is_last = are_channels_last(spec, facts) if wanted == "auto" else wanted == "last"
+    if is_last is not None:
+        return ("last", last) if is_last else ("first", first)
     raise ModelError(f"{spec.name} {shown(spec.shape)} does not tell its classes; set options.channels")
 
 

@@ -1,7 +1,8 @@
 """Keypoints of one person as two rows of likelihoods each: SimCC, which RTMPose has.
 
-Outputs `simcc_x` [B, K, width * split] and `simcc_y` [B, K, height * split]; a keypoint lies where its rows are highest,
-and is as sure as their maxima on average (Li et al., "SimCC", arXiv 2107.03332; Jiang et al., "RTMPose", arXiv 2303.07399).
+Outputs `simcc_x` [B, K, width * split] and `simcc_y` [B, K, height * split]; a keypoint lies where its rows are
+highest, and is as sure as their maxima on average (Li et al., "SimCC", arXiv 2107.03332; Jiang et al., "RTMPose", arXiv
+2303.07399).
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ class SimccFamily:
         return list(zip(outputs[self._x], outputs[self._y], strict=True))
 
     def decode(self, candidates: tuple[NDArray[Any], NDArray[Any]], placement: Placement) -> Poses:
-        x, y = (np.nan_to_num(rows.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0) for rows in candidates)
+        x, y = (
+            np.clip(np.nan_to_num(rows.astype(np.float32), posinf=0.0, neginf=0.0), -1e4, 1e4) for rows in candidates
+        )
         keypoints = np.empty((1, len(x), 3), np.float32)
         keypoints[0, :, 0] = x.argmax(1) / (self._split or x.shape[1] / self.preprocess.width)
         keypoints[0, :, 1] = y.argmax(1) / (self._split or y.shape[1] / self.preprocess.height)
         keypoints[0, :, 2] = np.clip((x.max(1) + y.max(1)) / 2, 0, 1)
-        if keypoints[0, :, 2].max(initial=0.0) < self._threshold:
+        if float(np.max(keypoints[0, :, 2])) < self._threshold:
             return no_poses(len(x))
         keypoints[..., :2] = placement.to_source(keypoints[..., :2])
         return of_keypoints(keypoints, keypoints[..., 2].mean(1), threshold=self._threshold)
@@ -84,7 +87,8 @@ def _outputs(facts: ModelFacts) -> tuple[str, str]:
     if len(flat) != 2 or flat[0].shape[1] != flat[1].shape[1] or 4 in (flat[0].shape[2], flat[1].shape[2]):
         listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
         raise ModelError(
-            f"a SimCC model gives [batch, keypoints, columns] and [batch, keypoints, rows]; this one's outputs are {listed}"
+            "a SimCC model gives [batch, keypoints, columns] and [batch, keypoints, rows]; "
+            f"this one's outputs are {listed}"
         )
     named = [spec.name for spec in flat]
     named.sort(key=lambda name: name.rstrip("0123456789").endswith("y"))

@@ -92,7 +92,7 @@ class SsdFamily:
         options = meaning.options
         assert isinstance(options, SsdOptions)
         facts = meaning.facts
-        self._roles = roles = _roles(facts, options.outputs)
+        self._roles = roles = _roles(facts, {str(role): name for role, name in options.outputs.items()})
         self._options = options
         is_tensorflow = _is_tensorflow(facts)
         # Detectors of this kind see the whole picture stretched; TensorFlow's want -1..1.

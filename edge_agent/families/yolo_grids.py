@@ -1,14 +1,15 @@
 """YOLO heads as the network leaves them: one grid a stride, with anchors (YOLOv3, v4, v5, v7 before decoding).
 
 A grid is [B, A * (5 + C), H, W], [B, A, H, W, 5 + C], or either with its channels last; values a cell and anchor:
-tx ty tw th, objectness, one logit a class. With σ the logistic function and s the stride:
-- `v3`: x = (column + k (σ(tx) - 0.5) + 0.5) s, w = anchor e^tw (Redmon, Farhadi, "YOLOv3", arXiv 1804.02767; k is
+tx ty tw th, objectness, one logit a class. With s the stride:
+- `v3`: x = (column + k (sigma(tx) - 0.5) + 0.5) s, w = anchor e^tw (Redmon, Farhadi, "YOLOv3", arXiv 1804.02767; k is
   YOLOv4's `center_scale`, 1 in v3);
-- `v5`: x = (column + 2 σ(tx) - 0.5) s, w = anchor (2 σ(tw))² (Ultralytics YOLOv5; YOLOv7).
+- `v5`: x = (column + 2 sigma(tx) - 0.5) s, w = anchor (2 sigma(tw))² (Ultralytics YOLOv5; YOLOv7).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,10 +88,10 @@ class YoloGridFamily:
         except ModelError:
             return None
         sides = [level.rows for level in levels]
-        if any(a != 2 * b for a, b in zip(sides, sides[1:], strict=False)):
+        if any(fine != 2 * coarse for fine, coarse in itertools.pairwise(sides)):
             return None
         because = [
-            f"{len(levels)} grids of {', '.join(map(str, sides))} rows with three anchors a cell are YOLO's before decoding",
+            f"{len(levels)} grids of {', '.join(map(str, sides))} rows and three anchors a cell are YOLO's, raw",
             "boxes are taken for YOLOv5's and v7's; YOLOv3 and v4 want options.style = \"v3\"",
         ]
         return Guess(2, because)
@@ -99,7 +100,9 @@ class YoloGridFamily:
         options = meaning.options
         assert isinstance(options, GridOptions)
         count = len(meaning.facts.outputs)
-        anchors = options.anchors or (_TINY_ANCHORS if count == 2 else _DEFAULT_ANCHORS)
+        anchors = options.anchors
+        if anchors is None:
+            anchors = _TINY_ANCHORS if count == 2 else _DEFAULT_ANCHORS
         if len(anchors) != count:
             raise ModelError(f"options.anchors has {len(anchors)} lists, the model {count} grids; one list a grid")
         labels = meaning.labels if meaning.labels is not None else file_labels(meaning.facts)
@@ -139,7 +142,8 @@ class YoloGridFamily:
         wanted = (len(raw), *level.split)
         if raw.size != math.prod(wanted):
             raise EngineError(f"{level.output}: the model gave {list(raw.shape)}, not {list(wanted)}")
-        return raw.reshape(wanted).transpose(level.axes)
+        grids: NDArray[Any] = raw.reshape(wanted).transpose(level.axes)
+        return grids
 
     def _reduce(self, grids: Sequence[NDArray[Any]]) -> Candidates:
         """`grids`: [A, 5 + C, H, W] of one picture."""

@@ -10,7 +10,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edge_agent.backends import Engine
-from edge_agent.data import Detections, Image, Tensors
+from edge_agent.data import Detections, Image, Poses, Prediction, Tensors
 from edge_agent.families import Family
 
 _SAME = 0.5  # IoU of two boxes that are one
@@ -54,7 +54,16 @@ def _outputs(engine: Engine, image: Image, family: Family) -> tuple[Tensors, Det
     ticket = engine.submit([image])
     tensors = {name: np.array(value) for name, value in engine.collect(ticket).tensors.items()}
     [candidates] = family.reduce(tensors)
-    return tensors, family.decode(candidates, ticket.placements[0])
+    return tensors, _boxed(family.decode(candidates, ticket.placements[0]))
+
+
+def _boxed(seen: Prediction) -> Detections:
+    """What of a prediction can be matched by place and class; nothing of maps, vectors and the like."""
+    if isinstance(seen, Detections):
+        return seen
+    if isinstance(seen, Poses):
+        return Detections(seen.boxes, seen.scores, seen.class_ids)
+    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
 def _cosines(wanted: Tensors, got: Tensors) -> Iterator[tuple[str, float]]:

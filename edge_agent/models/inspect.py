@@ -44,7 +44,7 @@ def propose(facts: ModelFacts, family: str = AUTO, options: Collection[str] = ()
     if len(knowing) == 1 and not guesses:
         return Proposal(knowing[0], [f"options {', '.join(sorted(options))} are of no other family"])
     if not guesses:
-        raise ModelError(f"no family has the options {', '.join(sorted(options))}; see docs/models.md")
+        raise ModelError(_unknown(options))
     best = max(guesses, key=lambda name: (guesses[name].confidence, name == "yolo"))
     guess = guesses[best]
     others = [name for name in guesses if name != best and 0 < guesses[name].confidence == guess.confidence]
@@ -52,7 +52,11 @@ def propose(facts: ModelFacts, family: str = AUTO, options: Collection[str] = ()
 
 
 def make_family(
-    facts: ModelFacts, entry: ModelOptions, labels: Sequence[str] | None, inference: InferenceOptions
+    facts: ModelFacts,
+    entry: ModelOptions,
+    labels: Sequence[str] | None,
+    inference: InferenceOptions,
+    tracked_from: float | None = None,
 ) -> tuple[Family, Proposal]:
     """The family that understands a model, as its file and its entry have it. Raises `ModelError` with a sentence
     where shapes, labels and options do not fit together."""
@@ -64,7 +68,7 @@ def make_family(
         options = msgspec.convert(entry.options, family_class.Options)
     except msgspec.ValidationError as error:
         raise ModelError(f"options: {error}{_of_family(entry, proposal)}") from error
-    thresholds = Thresholds(inference.score_threshold, inference.iou_threshold, inference.max_detections)
+    thresholds = Thresholds(inference.score_threshold, inference.iou_threshold, inference.max_detections, tracked_from)
     try:
         family = family_class(Meaning(facts, options, labels, entry.preprocess, thresholds))
     except ModelError as error:
@@ -98,6 +102,15 @@ def _guess(name: str, facts: ModelFacts) -> Guess | None:
 
 def _options_of(name: str) -> set[str]:
     return {field.encode_name for field in msgspec.structs.fields(_class_of(name).Options)}
+
+
+def _unknown(options: Collection[str]) -> str:
+    """Why no family has these options."""
+    known = sorted(set().union(*(_options_of(name) for name in plugins.names("families"))))
+    for option in options:
+        if option not in known:
+            return f"options: no family knows {option!r}{plugins.nearest(option, known, listing=False)}"
+    return f"options: {', '.join(sorted(options))} are not of one family; set family"
 
 
 def _class_of(name: str) -> Any:

@@ -100,18 +100,21 @@ def open_model(
     backend: str,
     backends: Mapping[str, Table],
     inference: InferenceOptions,
+    tracked_from: float | None = None,
     engines: Engines | None = None,
     progress: Progress = lambda phase, percent: None,
 ) -> LoadedModel:
-    """Load a model on a backend and make sense of it. Blocks, for minutes where an engine has to be built first;
-    raises `ModelError` and frees what was opened."""
+    """Load a model on a backend and make sense of it; a tracker wants detections from the score `tracked_from` on.
+
+    Blocks, for minutes where an engine has to be built first; raises `ModelError` and frees what was opened.
+    """
     engine_class = plugins.load("backends", backend)
     options = backends.get(backend) or engine_class.Options()
     try:
         path = stored.path
         if engine_class.is_built and is_built(stored):
             path = (engines or Engines(options)).get(stored, inference, progress)
-        return _assemble(stored, backend, lambda: engine_class(path, options), inference)
+        return _assemble(stored, backend, lambda: engine_class(path, options), inference, tracked_from)
     except GpuLost:
         raise
     except (GpuUnavailable, EngineError) as error:  # no memory left for it, for one
@@ -132,12 +135,16 @@ def constants_of(stored: StoredModel) -> Constants:
 
 
 def _assemble(
-    stored: StoredModel, backend: str, make: Callable[[], Engine], inference: InferenceOptions
+    stored: StoredModel,
+    backend: str,
+    make: Callable[[], Engine],
+    inference: InferenceOptions,
+    tracked_from: float | None,
 ) -> LoadedModel:
     engine: Engine | None = None
     try:
         engine = make()
-        family, _ = make_family(engine.facts, stored.options, stored.labels(), inference)
+        family, _ = make_family(engine.facts, stored.options, stored.labels(), inference, tracked_from)
         engine.prepare(
             family.preprocess,
             max_batch=inference.max_batch,

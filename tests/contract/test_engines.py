@@ -117,9 +117,9 @@ def stored(**options: object) -> StoredModel:
     [
         ({"family": "yollo"}, "mine: unknown family 'yollo'; did you mean 'yolo'?"),
         ({"options": {"head": "v99"}}, "mine: options: Invalid enum value 'v99'"),
-        ({"options": {"heat": 1}}, "mine: options: Object contains unknown field `heat`"),
+        ({"options": {"heat": 1}}, "mine: options: no family knows 'heat'; did you mean 'head'?"),
         ({"labels": "coco80"}, "mine: the entry names 80 labels, the model's output has 5 classes"),
-        ({"labels": "coco81"}, "mine: labels 'coco81' is neither a file nor one of coco80"),
+        ({"labels": "coco81"}, "mine: labels 'coco81' is neither a file nor one of ade150, cityscapes19, coco80"),
     ],
 )
 def test_an_entry_that_does_not_fit_its_model_is_refused_in_a_sentence(

@@ -81,7 +81,6 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     if told["keypoints"]:
         yield f"keypoints   {len(told['keypoints'])}: {', '.join(told['keypoints'][:6])}, …"
     spec = told["preprocess"]
-    yield (
-        f"picture     {spec['width']}x{spec['height']} {spec['layout']} {spec['dtype']}, {spec['color']}, {spec['resize']}"
-    )
+    size = f"{spec['width']}x{spec['height']}"
+    yield f"picture     {size} {spec['layout']} {spec['dtype']}, {spec['color']}, {spec['resize']}"
     yield f"pixels      (value * {spec['scale']:.6g} - {spec['mean']}) / {spec['std']}"
