@@ -218,6 +218,11 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
     Relative paths in `*_file` keys and in the `path` of models and files are taken from the file's folder.
     The error's `usable` is what could be read all the same.
     """
+    return parse(read(path), folder=path.parent, environ=environ)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file's tables as they are. Raises `ConfigError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -225,10 +230,9 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error}") from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return parse(raw, folder=path.parent, environ=environ)
 
 
 def parse(raw: Mapping[str, Any], *, folder: Path = Path(), environ: Mapping[str, str] = os.environ) -> Config:

@@ -38,7 +38,7 @@ class Placement:
             ("_offset", (self.left, self.top)),
             ("_bounds", (self.source_width, self.source_height)),
         ):
-            object.__setattr__(self, name, np.array(pair, np.float32))
+            object.__setattr__(self, name, np.array(pair * 2, np.float32))  # as of boxes, whose first half is a point
 
     @property
     def scale_x(self) -> float:
@@ -50,18 +50,19 @@ class Placement:
 
     def to_input(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Points [..., 2] (or boxes [..., 4]) from source pixels to input pixels."""
-        moved: NDArray[np.float32] = points.reshape(-1, 2) * self._scale + self._offset
-        return moved.reshape(points.shape)
+        size = points.shape[-1]
+        moved: NDArray[np.float32] = points * self._scale[:size] + self._offset[:size]
+        return moved
 
     def to_source(self, points: NDArray[np.float32], *, inside: bool = True) -> NDArray[np.float32]:
         """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept `inside` the picture."""
-        moved: NDArray[np.float32] = points.reshape(-1, 2) - self._offset
-        moved /= self._scale
-        if not inside:
-            return moved.reshape(points.shape)
-        np.maximum(moved, 0, out=moved)
-        np.minimum(moved, self._bounds, out=moved)
-        return moved.reshape(points.shape)
+        size = points.shape[-1]
+        moved: NDArray[np.float32] = points - self._offset[:size]
+        moved /= self._scale[:size]
+        if inside:
+            np.maximum(moved, 0, out=moved)
+            np.minimum(moved, self._bounds[:size], out=moved)
+        return moved
 
 
 def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placement:

@@ -14,7 +14,6 @@ import numpy as np
 import typer
 
 from edge_agent import backends, config, drawing, plugins, sources
-from edge_agent._compat import tomllib
 from edge_agent.config import CameraOptions, Config
 from edge_agent.data import Frame, Image, Result
 from edge_agent.errors import EdgeAgentError, EndOfStream, SourceError
@@ -74,7 +73,7 @@ def _configuration(
     folder = Path()
     if path is not None:
         folder = path.parent
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = config.read(path)
     name, entry = entry_of(model, settings, raw, folder)
     inference = {**raw.get("inference", {}), "max_batch": 1, "backend": backend}
     if score is not None:
