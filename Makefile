@@ -5,7 +5,7 @@ VENV := .venv
 # The check's own tools want one fixed Python; any that is there will do.
 CHECK := .venv-check
 
-.PHONY: help run venv test test-vm test-gpu check docs format bench bench-gpu train-demo clean
+.PHONY: help run venv test test-vm test-gpu check docs format bench bench-decode bench-gpu train-demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -51,6 +51,14 @@ format: $(CHECK)/.installed  ## put the code into its format
 bench: $(CHECK)/.installed  ## what the line, and reading a camera, cost beside a bare loop
 	$(CHECK)/bin/python benchmarks/line.py
 	$(CHECK)/bin/python benchmarks/capture.py
+
+bench-decode: .venv-bench/.installed  ## what decoding costs beside two public post-processors
+	.venv-bench/bin/python benchmarks/decode.py
+
+.venv-bench/.installed: pyproject.toml tools/venv.sh
+	@tools/venv.sh .venv-bench bench $(PYTHON)
+	@.venv-bench/bin/python -m pip install -q --no-deps rtmlib==0.0.16 supervision==0.31.2  # they want another OpenCV
+	@touch $@
 
 bench-gpu: .venv-gpu/.installed  ## the line on the GPU beside the bare engine
 	.venv-gpu/bin/python -m benchmarks.gpu
