@@ -108,6 +108,7 @@ class ModelOptions(Table):
     preprocess: PreprocessOptions = msgspec.field(default_factory=PreprocessOptions)
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     inputs: dict[str, Any] = msgspec.field(default_factory=dict)
+    dequantize: dict[str, tuple[Positive, float]] = msgspec.field(default_factory=dict)
     precision: Literal["fp32", "fp16", "int8"] | None = None
     calibration: ConfigPath | None = None
     shapes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)

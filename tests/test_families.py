@@ -73,6 +73,7 @@ MODELS = {
     "detr softmax": Model("detr", {"logits": (2, 20, 4), "pred_boxes": (2, 20, 4)}, labels=3),
     "ssd": Model("ssd", {"num": (2, 1), "boxes": (2, 20, 4), "scores": (2, 20), "classes": (2, 20)}, labels=3),
     "ssd dense": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 40, 3)}),
+    "ssd turned": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 3, 40)}),
     "yunet": Model(
         "yunet",
         {
@@ -306,6 +307,21 @@ def test_raw_tensors_are_listed_packed_or_summed_up_by_their_size() -> None:
 
     assert base64.b64decode(told["map"]["base64"]) == outputs["map"][0].astype("<f4").tobytes()
     assert told["all"].keys() == {"shape", "dtype", "min", "max", "mean"}
+
+
+def test_outputs_in_whole_numbers_are_made_real_where_the_entry_tells_their_scale() -> None:
+    facts = ModelFacts((TensorSpec("images", (1, 64, 64, 3), "uint8"),), (TensorSpec("out", (1, 7, 84), "uint8"),), {})
+    entry = ModelOptions(path="m.onnx", dequantize={"out": (0.5, 2.0)})
+    family, proposal = make_family(facts, entry, None, InferenceOptions(score_threshold=2.0))
+    assert proposal.family == "yolo"
+    assert (family.reduction, family.preprocess.layout, family.preprocess.dtype) == (None, "nhwc", "uint8")
+    output = np.full((1, 7, 84), 2, np.uint8)
+    output[0, :, 3] = 66, 66, 42, 22, 2, 8, 2  # 32, 32, 20, 10, and a score of 3
+    found = family.decode(family.reduce({"out": output})[0], place(64, 64, family.preprocess))
+    assert found.boxes.tolist() == [[22, 27, 42, 37]]
+    assert (found.class_ids.tolist(), found.scores.tolist()) == ([1], [3])
+    with pytest.raises(ModelError, match="dequantize: the model has no output 'ou'; did you mean 'out'"):
+        make_family(facts, ModelOptions(path="m.onnx", dequantize={"ou": (0.5, 2.0)}), None, LOW)
 
 
 def test_thresholds_by_class_and_suppression_over_all_classes() -> None:

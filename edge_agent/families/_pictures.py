@@ -25,7 +25,8 @@ _DTYPES = ("float32", "float16", "uint8", "int32")
 
 
 def picture_spec(meaning: Meaning, **defaults: Any) -> PreprocessSpec:
-    """How pictures are prepared: the input's own shape and type, the family's `defaults`, then what the entry says.
+    """How pictures are prepared: the input's own shape and type, the family's `defaults`, the file's own `resize`, then
+    what the entry says.
 
     Inputs of whole numbers take the picture's own values, unless the entry says otherwise. Raises `ModelError`.
     """
@@ -37,6 +38,8 @@ def picture_spec(meaning: Meaning, **defaults: Any) -> PreprocessSpec:
         for normalising in ("scale", "mean", "std"):
             defaults.pop(normalising, None)
         defaults["scale"] = 1.0
+    if (resize := meaning.facts.metadata.get("resize")) in ("letterbox", "stretch", "crop"):
+        defaults["resize"] = resize
     width, height = _size(meaning, taken, layout)
     changes = {key: value for key, value in msgspec.structs.asdict(meaning.preprocess).items() if value is not None}
     changes.pop("size", None)

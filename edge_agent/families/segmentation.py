@@ -97,7 +97,7 @@ class SegmentationFamily:
             own = meaning.facts.metadata.get("task") == "semantic"
             last = taken.shape[3] == 3 and taken.shape[1] != 3
             normal = RGB_0_1 if own else RGB_SIGNED if last else IMAGENET
-        self.preprocess = picture_spec(meaning, **{"resize": _resize(meaning.facts), **normal})
+        self.preprocess = picture_spec(meaning, resize="stretch", **normal)
         self.names = Names(named, colors=palette(options.palette, named))
         self._options = options
         background = options.background
@@ -223,10 +223,6 @@ def _channels(
     if is_last is not None:
         return ("last", last) if is_last else ("first", first)
     raise ModelError(f"{spec.name} {shown(spec.shape)} does not tell its classes; set options.channels")
-
-
-def _resize(facts: ModelFacts) -> str:
-    return "letterbox" if facts.metadata.get("task") == "semantic" else "stretch"
 
 
 def _resized(seen: NDArray[Any], width: int, height: int) -> NDArray[Any]:

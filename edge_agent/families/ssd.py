@@ -2,7 +2,8 @@
 
 - Chosen already: boxes [B, N, 4], scores [B, N], classes [B, N], and how many count [B] or [B, 1] (EfficientNMS,
   TensorFlow's detection models, torchvision's, RT-DETR exported with its post-processing).
-- Not yet: boxes [B, N, 4] and scores [B, N, C], which want NMS (YOLO-NAS, UltraFace, SSD without its last step).
+- Not yet: boxes [B, N, 4] and scores [B, N, C] or [B, C, N], which want NMS (YOLO-NAS, PP-YOLOE, UltraFace, SSD without
+  its last step).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class SsdOptions(BoxOptions):
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
-    """The names of the tensors. `is_certain`: whether scores and classes were told apart by name or type."""
+    """The names of the tensors. `is_certain`: whether scores and classes were told apart by name or type; `is_turned`:
+    scores are [B, C, N]."""
 
     boxes: str
     scores: str
@@ -66,6 +68,7 @@ class _Roles:
     count: str | None
     columns: int | None
     is_certain: bool
+    is_turned: bool = False
 
 
 class SsdFamily:
@@ -120,6 +123,8 @@ class SsdFamily:
         if boxes.ndim == 2:  # no batch axis, and one picture
             boxes, scores = boxes[None], scores[None]
         if roles.classes is None:
+            if roles.is_turned:
+                scores = scores.transpose(0, 2, 1)
             return [self._dense(*picture) for picture in zip(boxes, scores, strict=True)]
         classes = outputs[roles.classes].reshape(scores.shape)
         if not roles.is_certain and _are_whole(scores) and not _are_whole(classes):
@@ -191,7 +196,9 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
     left = [spec for spec in left if spec.name != boxes]
     wide = [spec for spec in left if len(spec.shape) == rank == 3]
     if len(left) == len(wide) == 1 and "classes" not in given:
-        return _Roles(boxes, wide[0].name, None, None, wide[0].shape[2], True)
+        cells, (_, first, last) = outputs[boxes].shape[1], wide[0].shape
+        is_turned = cells is not None and first != cells and last == cells
+        return _Roles(boxes, wide[0].name, None, None, first if is_turned else last, True, is_turned)
     flat = [spec for spec in left if len(spec.shape) == rank - 1 and not _is_count(spec, rank)]
     count = given.get("count") or _first(left, lambda spec: _is_count(spec, rank))
     scores = given.get("scores") or _first(flat, lambda spec: _told_by_name(spec.name) == "scores")

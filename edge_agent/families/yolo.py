@@ -59,6 +59,7 @@ Task = Literal["detect", "segment", "pose", "obb"]
 _STRIDES = (8, 16, 32)
 _ANCHORS = 3  # a cell, of heads with objectness
 _MOST_END_TO_END = 1000
+_MANY_CLASSES = 1000
 _TASKS: dict[str, Task] = {"detect": "detect", "segment": "segment", "pose": "pose", "obb": "obb"}
 
 
@@ -284,7 +285,7 @@ def _head(facts: ModelFacts, options: YoloOptions, labels: Sequence[str] | None)
             raise ModelError(
                 f"the output {shown(shape)} has {rows} values a box, a {task} head of this kind {6 + extras}"
             )
-        classes = known or 80
+        classes = known or _MANY_CLASSES  # the output does not say how many there are
     if classes < 1:
         raise ModelError(f"the output {shown(shape)} leaves no room for classes in a {kind} head for {task}")
     named = prototypes.name if prototypes is not None and task == "segment" else None

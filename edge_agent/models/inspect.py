@@ -5,16 +5,18 @@ Reads what the file says of itself; runs nothing. What the entry says comes firs
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edge_agent import plugins
 from edge_agent.config import InferenceOptions, ModelOptions
-from edge_agent.data import ModelFacts
+from edge_agent.data import ModelFacts, Tensors
 from edge_agent.errors import ConfigError, ModelError
 from edge_agent.families import Family, Guess, Meaning, Thresholds
 
@@ -60,8 +62,7 @@ def make_family(
 ) -> tuple[Family, Proposal]:
     """The family that understands a model, as its file and its entry have it. Raises `ModelError` with a sentence
     where shapes, labels and options do not fit together."""
-    free = tuple(tensor for tensor in facts.inputs if tensor.name not in entry.inputs)
-    facts = ModelFacts(free, facts.outputs, facts.metadata)
+    facts = _as_the_entry_has_it(facts, entry)
     proposal = propose(facts, entry.family, entry.options)
     family_class = _class_of(proposal.family)
     try:
@@ -73,7 +74,41 @@ def make_family(
         family = family_class(Meaning(facts, options, labels, entry.preprocess, thresholds))
     except ModelError as error:
         raise ModelError(f"{error}{_of_family(entry, proposal)}") from error
+    if entry.dequantize:
+        family = _dequantizing(family, entry.dequantize)
     return family, proposal
+
+
+def _dequantizing(family: Any, by: Mapping[str, tuple[float, float]]) -> Family:
+    """A family that gets real numbers, (value - zero point) * scale, of outputs in whole ones."""
+
+    class Dequantizing(type(family)):  # type: ignore[misc]
+        reduction = None
+
+        def __init__(self) -> None:
+            self.__dict__.update(vars(family))
+
+        def reduce(self, outputs: Tensors) -> Sequence[Any]:
+            real = dict(outputs)
+            for name, (scale, zero_point) in by.items():
+                real[name] = (outputs[name].astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+            return super().reduce(real)  # type: ignore[no-any-return]
+
+    return Dequantizing()
+
+
+def _as_the_entry_has_it(facts: ModelFacts, entry: ModelOptions) -> ModelFacts:
+    """Without the inputs that the entry gives values, and with the outputs that it makes real numbers of."""
+    known = [tensor.name for tensor in facts.outputs]
+    for name in entry.dequantize:
+        if name not in known:
+            raise ModelError(f"dequantize: the model has no output {name!r}{plugins.nearest(name, known)}")
+    free = tuple(tensor for tensor in facts.inputs if tensor.name not in entry.inputs)
+    outputs = tuple(
+        dataclasses.replace(tensor, dtype="float32") if tensor.name in entry.dequantize else tensor
+        for tensor in facts.outputs
+    )
+    return ModelFacts(free, outputs, facts.metadata)
 
 
 def facts_of(path: Path) -> ModelFacts:

@@ -97,7 +97,7 @@ def test_commands_are_answered_and_hold_the_contract(agent: AgentProcess, probe:
     assert set(info["result"]["commands"]) == set(schemas.document()["x-commands"])
     assert status["result"]["state"] == "running"
     assert status["result"]["backend"] == "onnx"
-    assert {model["name"] for model in models["result"]["models"]} == {"demo-320", "demo-160"}
+    assert {model["name"] for model in models["result"]["models"]} >= {"demo-320", "demo-160"}
     for message in probe.heard:
         if not message.topic.endswith("/cmd"):
             schemas.validate(message)

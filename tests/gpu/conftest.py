@@ -55,7 +55,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StoredModel]:
     from tests import networks
 
     folder = tmp_path_factory.mktemp("networks")
-    models = {name: ModelStore({}).get(name) for name in ("demo-320", "demo-160")}
+    models = {model.name: model for model in ModelStore({})}
     models["demo-fp32"] = _renamed(models["demo-320"], "demo-fp32", precision="fp32")
     calibration = tmp_path_factory.mktemp("calibration")
     for index, image in enumerate(scenes(48, seed=21)):

@@ -152,9 +152,21 @@ def _row(view: CameraView, now: float) -> tuple[str | Text, ...]:
 
 
 def _seen(result: ResultMessage) -> str:
-    found = result.detections or []
-    counts = Counter(detection.label for detection in found)
-    return ", ".join(f"{count} {label}" for label, count in counts.most_common()) or "nothing"
+    """In a few words, whatever the kind of model."""
+    if objects := result.detections or result.poses:
+        counts = Counter(one.label for one in objects)
+        return ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    if result.classes:
+        return ", ".join(f"{one.label} {one.score:.2f}" for one in result.classes[:2])
+    if result.segmentation:
+        return ", ".join(f"{one.label} {100 * one.ratio:.0f} %" for one in result.segmentation.classes[:3])
+    if result.depth and result.depth.min is not None:
+        return f"depths {result.depth.min:.3g} to {result.depth.max:.3g}"
+    if result.embedding:
+        return f"a vector of {result.embedding.size}"
+    if result.tensors:
+        return ", ".join(result.tensors)
+    return "nothing"
 
 
 def _colored(state: str, reason: str | None = None) -> Text:

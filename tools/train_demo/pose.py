@@ -26,9 +26,7 @@ class PoseDetector(Detector):
     def __init__(self, classes: int, keypoints: int, *, width: int = 40) -> None:
         super().__init__(classes, width=width)
         self.keypoints = keypoints
-        self.point_tower = nn.Sequential(
-            conv(width, width), conv(width, width, groups=width), conv(width, width, size=1)
-        )
+        self.point_tower = nn.Sequential(conv(width, width), conv(width, width))
         self.point = nn.Conv2d(width, 3 * keypoints, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,8 +89,8 @@ def _keypoint_loss(points: Tensor, objects: list[Objects], assignments: list[Ass
         at, logit = found[:, :, cells].permute(2, 0, 1).split((2, 1), 2)
         wanted_at, visible = keypoints[owners].split((2, 1), 2)
         size = (boxes[owners, 2:] - boxes[owners, :2]).prod(1).sqrt()[:, None, None]
-        distance = smooth_l1_loss(at / size, wanted_at / size, reduction="none", beta=0.05).sum(2, keepdim=True)
+        distance = smooth_l1_loss(at / size, wanted_at / size, reduction="none", beta=0.005).sum(2, keepdim=True)
         seen = binary_cross_entropy_with_logits(logit, visible, reduction="none")
-        losses.append((5.0 * visible * distance + 0.5 * seen).sum((1, 2)) * quality)
+        losses.append((10.0 * visible * distance + 0.5 * seen).sum((1, 2)) * quality)
     total = sum(a.quality.sum() for a in assignments)
     return torch.cat(losses).sum() / torch.as_tensor(total).clamp(min=1)
