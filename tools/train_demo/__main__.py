@@ -65,7 +65,7 @@ def train_segmenter(out: Path, effort: float) -> None:
 
 
 def train_classifier(out: Path, effort: float) -> None:
-    facts = {"task": "classify", "names": str(_NAMES), "stride": str(classifier.STRIDE)}
+    facts = {"task": "classify", "names": str(_NAMES), "stride": str(classifier.STRIDE), "resize": "letterbox"}
     model = classifier.Classifier(len(CLASS_NAMES))
     scenes = Scenes(96, classifier.only_shape, objects=(1, 1), frames_per_world=3)
     trained = train(
