@@ -102,7 +102,7 @@ class Agent:
             on_change=self._on_model_change,
             on_lost=self._on_gpu_lost,
         )
-        self.snapshots = Snapshots(chores=chores, jpeg_quality=config.snapshots.jpeg_quality)
+        self.snapshots = Snapshots(chores=chores, jpeg_quality=config.snapshots.jpeg_quality, cameras=config.cameras)
         self._commands = Dispatcher(self)
         self._link = Link(
             config.mqtt,

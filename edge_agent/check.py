@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from edge_agent import backends, plugins
 from edge_agent.backends import Choice
@@ -15,7 +14,7 @@ from edge_agent.models.engines import Engines, is_built
 from edge_agent.models.loaded import open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.sources import Source
-from edge_agent.tracking import ByteTracker, Tracks
+from edge_agent.tracking import Tracks, tracks_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def gather(config: Config) -> Parts:
         engine_class.new_image,
         _engines(choice.name, config),
         _sources(config),
-        _tracks(config),
+        tracks_of(config),
     )
 
 
@@ -59,7 +58,7 @@ def check(config: Config) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
     try:
-        _tracks(config)
+        tracks_of(config)
     except ConfigError as error:
         yield str(error)
     try:
@@ -103,13 +102,6 @@ def _choice(config: Config) -> Choice:
         return backends.choose(wanted, fallback=fallback, options=config.backends)
     except ConfigError as error:
         raise ConfigError(f"inference.backend: {error}") from error
-
-
-def _tracks(config: Config) -> Tracks | None:
-    if not config.tracking.enabled:
-        return None
-    ByteTracker(config.tracking)  # whether what it needs is installed
-    return Tracks(partial(ByteTracker, config.tracking), threshold=config.inference.score_threshold)
 
 
 def _engines(backend: str, config: Config) -> Engines | None:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.config import CameraOptions
 from edge_agent.data import (
     Classes,
     DepthMap,
@@ -32,13 +33,17 @@ Color = tuple[int, int, int]
 
 _COLORS = ((60, 180, 75), (75, 25, 230), (25, 225, 255), (200, 130, 0), (48, 130, 245), (180, 30, 145), (240, 240, 70))
 _DARK = (40, 40, 40)
+_BRIGHT = (255, 255, 255)
 _SURE = 0.3
 """The least score of a keypoint that is drawn."""
 
 
-def annotated(result: Result) -> Image:
-    """A copy of a result's picture with all that was seen in it, and a line that says by what."""
+def annotated(result: Result, camera: CameraOptions | None = None) -> Image:
+    """A copy of a result's picture with all that was seen in it, its camera's zones and lines, and a line that says
+    by what model."""
     image: Image = result.frame.image.copy()
+    if camera is not None:
+        _zones(_Pen(image), camera, result.zone_counts or {})
     title = f"{result.frame.camera}  #{result.frame.seq}  {result.model.name}  {result.timings.inference_ms:.1f} ms"
     draw(image, result.prediction, result.model.names, title=title)
     return image
@@ -97,6 +102,19 @@ class _Pen:
         """Text from the top of the picture downwards."""
         for index, text in enumerate(texts, 1):
             self.caption(text, (0, round(index * (self.size * 34 + 8))), _DARK)
+
+
+def _zones(pen: _Pen, camera: CameraOptions, counts: Mapping[str, Mapping[str, int]]) -> None:
+    size = np.array(pen.image.shape[1::-1])
+    for name, polygon in camera.zones.items():
+        points = np.array(polygon) * size
+        pen.polygon(points, _BRIGHT)
+        corner = points[points[:, 1].argmin()].astype(int).tolist()
+        pen.caption(f"{name}: {sum(counts.get(name, {}).values())}", (corner[0], corner[1]), _BRIGHT)
+    for name, ends in camera.lines.items():
+        start, end = (np.array(ends) * size).tolist()
+        pen.line(start, end, _BRIGHT)
+        pen.caption(name, (int(end[0]), int(end[1])), _BRIGHT)
 
 
 def _detections(pen: _Pen, found: Detections, names: Names) -> None:

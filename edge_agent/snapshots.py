@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edge_agent.config import CameraOptions
 from edge_agent.data import Image, Result
 from edge_agent.errors import CommandError
 from edge_agent.threads import OwnerThread
@@ -25,10 +27,13 @@ class Snapshots:
     Results are offered by the engine's thread; all else happens on the event loop, where it is created.
     """
 
-    def __init__(self, *, chores: OwnerThread, jpeg_quality: int = 85) -> None:
+    def __init__(
+        self, *, chores: OwnerThread, jpeg_quality: int = 85, cameras: Mapping[str, CameraOptions] | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._chores = chores
         self._quality = jpeg_quality
+        self._cameras = cameras or {}
         self._wanted: dict[str, list[asyncio.Future[tuple[Result, Image]]]] = {}
 
     def offer(self, result: Result) -> None:
@@ -49,7 +54,8 @@ class Snapshots:
         finally:
             if (waiting := self._wanted.get(camera)) and waiter in waiting:
                 waiting.remove(waiter)
-        return Snapshot(await self._chores.call(_picture, result, image, annotated, self._quality), result)
+        options = self._cameras.get(camera) if annotated else None
+        return Snapshot(await self._chores.call(_picture, result, image, annotated, options, self._quality), result)
 
     def _deliver(self, result: Result, image: Image) -> None:
         for waiter in self._wanted.pop(result.frame.camera, ()):
@@ -57,8 +63,8 @@ class Snapshots:
                 waiter.set_result((result, image))
 
 
-def _picture(result: Result, image: Image, annotated: bool, quality: int) -> bytes:
+def _picture(result: Result, image: Image, annotated: bool, camera: CameraOptions | None, quality: int) -> bytes:
     from edge_agent import drawing, imaging
 
     shown = dataclasses.replace(result, frame=dataclasses.replace(result.frame, image=image))
-    return imaging.encode_jpeg(drawing.annotated(shown) if annotated else image, quality=quality)
+    return imaging.encode_jpeg(drawing.annotated(shown, camera) if annotated else image, quality=quality)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import plugins
-from edge_agent.config import TrackingOptions
+from edge_agent.config import Config, TrackingOptions
 from edge_agent.data import Detections, Poses, Result
 from edge_agent.errors import ConfigError
 
@@ -63,6 +64,14 @@ class Tracks:
         kept = (seen.scores >= np.float32(self._threshold)) | (track_ids >= 0)
         tracked = dataclasses.replace(seen, track_ids=track_ids)
         return tracked if kept.all() else _chosen(tracked, np.flatnonzero(kept))
+
+
+def tracks_of(config: Config) -> Tracks | None:
+    """As the configuration wants objects followed, if it does. Raises `ConfigError` where SciPy is missing."""
+    if not config.tracking.enabled:
+        return None
+    ByteTracker(config.tracking)  # whether what it needs is there
+    return Tracks(partial(ByteTracker, config.tracking), threshold=config.inference.score_threshold)
 
 
 class ByteTracker:

@@ -22,9 +22,12 @@ from edge_agent.models.engines import Engines
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.predictions import described
+from edge_agent.tracking import tracks_of
+from edge_agent.zones import Watch
 from edgectl._models import entry_of
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_INPUT = "input"  # what a camera is called that has no name
 _FPS = 25.0  # of a video that is written, where nothing says what it was
 
 
@@ -48,10 +51,13 @@ def infer(
 ) -> None:
     """Run and print, and write what was annotated. Raises `EdgeAgentError` with a sentence."""
     loaded = _configuration(picture, model, settings, path, backend, score)
-    with _opened(loaded) as running, _written(out, picture) as write:
+    [camera] = loaded.cameras.values()
+    follow, watch = tracks_of(loaded), Watch(loaded.cameras, lost_frames=loaded.tracking.lost_frames)
+    with _opened(loaded) as running, _written(out, picture, camera) as write:
         count = 0
         for frame, fps in _frames(loaded, picture):
-            [result] = running.collect(running.submit([frame]))
+            [seen] = running.collect(running.submit([frame]))
+            result, _ = watch(follow(seen) if follow else seen)
             typer.echo(_json(result, loaded) if as_json else _told(result))
             write(result, fps)
             count += 1
@@ -82,11 +88,11 @@ def _configuration(
     camera = cameras[picture] if picture in cameras else _camera(picture)
     return config.parse(
         {
-            **{key: raw[key] for key in ("agent", "mqtt", "backends") if key in raw},
+            **{key: raw[key] for key in ("agent", "mqtt", "backends", "tracking") if key in raw},
             "model": {"active": name},
             "models": {**raw.get("models", {}), name: entry},
             "inference": inference,
-            "cameras": {"input": camera},
+            "cameras": {picture if picture in cameras else _INPUT: camera},
         },
         folder=folder.absolute(),
     )
@@ -121,6 +127,7 @@ def _opened(loaded: Config) -> Iterator[LoadedModel]:
         backend=choice.name,
         backends=loaded.backends,
         inference=loaded.inference,
+        tracked_from=loaded.tracking.low if loaded.tracking.enabled else None,
         engines=engines,
         progress=lambda phase, percent: typer.echo(f"building an engine: {phase} {percent or ''}", err=True),
     )
@@ -134,13 +141,13 @@ def _opened(loaded: Config) -> Iterator[LoadedModel]:
 def _frames(loaded: Config, picture: str) -> Iterator[tuple[Frame, float | None]]:
     there = Path(picture)
     if there.suffix.lower() in _PICTURES and there.is_file():
-        yield _frame(_read(there), 0, time.monotonic_ns()), None
+        yield _frame(_INPUT, _read(there), 0, time.monotonic_ns()), None
         return
-    [options] = loaded.cameras.values()
-    yield from _from_source(options)
+    [(name, options)] = loaded.cameras.items()
+    yield from _from_source(name, options)
 
 
-def _from_source(options: CameraOptions) -> Iterator[tuple[Frame, float | None]]:
+def _from_source(name: str, options: CameraOptions) -> Iterator[tuple[Frame, float | None]]:
     source = sources.make(options)
     for problem in source.check():
         raise InferError(problem)
@@ -154,7 +161,7 @@ def _from_source(options: CameraOptions) -> Iterator[tuple[Frame, float | None]]
             until = time.monotonic() + options.stall_timeout_s
             image = source.retrieve(np.empty((opened.height, opened.width, 3), np.uint8))
             if image is not None:
-                yield _frame(image, seq, at), opened.fps
+                yield _frame(name, image, seq, at), opened.fps
     except EndOfStream:
         return
     finally:
@@ -168,34 +175,34 @@ def _read(path: Path) -> Image:
     return np.ascontiguousarray(image, np.uint8)
 
 
-def _frame(image: Image, seq: int, at: int) -> Frame:
-    return Frame("input", seq, image, time.time_ns(), at)
+def _frame(camera: str, image: Image, seq: int, at: int) -> Frame:
+    return Frame(camera, seq, image, time.time_ns(), at)
 
 
 @contextmanager
-def _written(out: Path | None, picture: str) -> Iterator[_Writer]:
+def _written(out: Path | None, picture: str, camera: CameraOptions) -> Iterator[_Writer]:
     """Writes annotated pictures: to a video, to a picture, or one a frame into a folder."""
     if out is None:
         yield lambda result, fps: None
         return
     if out.suffix.lower() in _PICTURES:
-        yield lambda result, fps: _write(out, drawing.annotated(result))
+        yield lambda result, fps: _write(out, drawing.annotated(result, camera))
     elif out.suffix.lower() in (".mp4", ".avi", ".mkv"):
-        with _video(out) as write:
+        with _video(out, camera) as write:
             yield write
     else:
         out.mkdir(parents=True, exist_ok=True)
         stem = Path(picture).stem or "frame"
-        yield lambda result, fps: _write(out / f"{stem}-{result.frame.seq:05}.jpg", drawing.annotated(result))
+        yield lambda result, fps: _write(out / f"{stem}-{result.frame.seq:05}.jpg", drawing.annotated(result, camera))
     typer.echo(f"written: {out}", err=True)
 
 
 @contextmanager
-def _video(path: Path) -> Iterator[_Writer]:
+def _video(path: Path, camera: CameraOptions) -> Iterator[_Writer]:
     opened: list[cv2.VideoWriter] = []
 
     def write(result: Result, fps: float | None) -> None:
-        image = drawing.annotated(result)
+        image = drawing.annotated(result, camera)
         if not opened:
             fourcc = cv2.VideoWriter.fourcc(*("mp4v" if path.suffix.lower() == ".mp4" else "MJPG"))
             opened.append(cv2.VideoWriter(str(path), fourcc, fps or _FPS, image.shape[1::-1]))
