@@ -42,6 +42,7 @@ struct Style {
 __device__ __forceinline__ void store(float* out, float value) { *out = value; }
 __device__ __forceinline__ void store(half_bits* out, float value) { *out = to_half(value); }
 __device__ __forceinline__ void store(uint8* out, float value) { *out = (uint8)value; }
+__device__ __forceinline__ void store(int* out, float value) { *out = (int)value; }
 
 // Where pixel `at` of `fit` pixels lies among `size`, as OpenCV's INTER_LINEAR has it: pixels have their centre
 // in the middle. `share` is the weight of `next`.
@@ -91,6 +92,9 @@ extern "C" __global__ void letterbox_float16(const Picture* pictures, half_bits*
     letterbox(pictures, out, style);
 }
 extern "C" __global__ void letterbox_uint8(const Picture* pictures, uint8* out, Style style) {
+    letterbox(pictures, out, style);
+}
+extern "C" __global__ void letterbox_int32(const Picture* pictures, int* out, Style style) {
     letterbox(pictures, out, style);
 }
 

@@ -69,7 +69,7 @@ def kernels(gpu: Gpu, cache: Path | None) -> Kernels:
 
 def style(spec: PreprocessSpec) -> Style:
     """A `PreprocessSpec` as the kernel reads it; pictures of whole numbers are not normalised, as on the CPU."""
-    whole = spec.dtype == "uint8"
+    whole = spec.dtype in ("uint8", "int32")
     scale = [1.0 if whole else spec.scale / std for std in spec.std]
     shift = [0.0 if whole else mean / std for mean, std in zip(spec.mean, spec.std, strict=True)]
     return Style(
@@ -95,7 +95,7 @@ def head(reduction: Reduction, shape: Sequence[int]) -> Head:
         cell_step=1 if reduction.rows_first else rows,
         objectness=4 if reduction.has_objectness else -1,
         first_class=first_class,
-        classes=rows - first_class,
+        classes=reduction.classes or rows - first_class,
         threshold=reduction.threshold,
         most=min(reduction.max_candidates, cells),
     )

@@ -26,10 +26,10 @@ class Preprocessor:
         self._canvas = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
         self._placement: Placement | None = None
         self._planes = [np.empty((spec.height, spec.width), np.uint8) for _ in range(3)]
-        dtype = np.float32 if spec.dtype == "float16" else np.dtype(spec.dtype)
         self._scale = np.array(spec.scale, np.float32) / np.array(spec.std, np.float32)
         self._shift = np.array(spec.mean, np.float32) / np.array(spec.std, np.float32)
-        self._identity = dtype == np.uint8 or (bool(np.all(self._scale == 1)) and not self._shift.any())
+        is_whole = np.dtype(spec.dtype).kind in "iu"
+        self._identity = is_whole or (bool(np.all(self._scale == 1)) and not self._shift.any())
 
     def __call__(self, image: Image, out: NDArray[Any]) -> Placement:
         """Write `image` ([h, w, 3] uint8 BGR) into `out` ([3, H, W] or [H, W, 3], the spec's dtype)."""

@@ -86,6 +86,7 @@ extern "C" int run_kernel(const char* name, Index* grid, Index* block, void** ar
     LETTERBOX("float32", float)
     LETTERBOX("float16", half_bits)
     LETTERBOX("uint8", uint8)
+    LETTERBOX("int32", int)
     REDUCE("float32", float)
     REDUCE("float16", half_bits)
     return 0;

@@ -73,7 +73,7 @@ specs = st.builds(
     mean=st.sampled_from(((0.0, 0.0, 0.0), (0.485, 0.456, 0.406))),
     std=st.sampled_from(((1.0, 1.0, 1.0), (0.229, 0.224, 0.225))),
     layout=st.sampled_from(("nchw", "nhwc")),
-    dtype=st.sampled_from(("float32", "float16", "uint8")),
+    dtype=st.sampled_from(("float32", "float16", "uint8", "int32")),
 )
 sizes = st.lists(st.tuples(st.integers(1, 130), st.integers(1, 130)), min_size=1, max_size=3)
 
@@ -91,7 +91,7 @@ def check_letterbox(run: RunLetterbox, spec: PreprocessSpec, images: Sequence[ND
         shape = spec.shape
         wanted = np.zeros(shape, spec.dtype)
         Preprocessor(spec)(image, wanted)
-        level = 1.0 if spec.dtype == "uint8" else abs(spec.scale) / min(spec.std)
+        level = 1.0 if spec.dtype in ("uint8", "int32") else abs(spec.scale) / min(spec.std)
         rounding = (2e-3 if spec.dtype == "float16" else 1e-5) * np.maximum(1.0, np.abs(wanted.astype(np.float64)))
         assert (np.abs(picture - wanted) <= level + rounding).all()
 
