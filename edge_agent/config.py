@@ -24,6 +24,7 @@ T = TypeVar("T", bound=Struct)
 DropPolicy = Literal["drop_oldest", "drop_newest", "block"]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Side = Annotated[int, Meta(ge=1, le=16_384)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -80,12 +81,12 @@ class ModelChoice(Table):
 class PreprocessOptions(Table):
     """`preprocess` of a model: what differs from the family's defaults. See `data.PreprocessSpec`."""
 
-    size: tuple[Count, Count] | None = None
+    size: tuple[Side, Side] | None = None
     resize: Literal["letterbox", "stretch", "crop"] | None = None
     anchor: Literal["center", "top-left"] | None = None
     pad: Annotated[int, Meta(ge=0, le=255)] | None = None
     color: Literal["rgb", "bgr"] | None = None
-    scale: float | None = None
+    scale: Positive | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
 

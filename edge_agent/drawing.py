@@ -85,10 +85,15 @@ class _Pen:
         bits = mask.bits[: part.shape[0], : part.shape[1]]
         part[bits] = (part[bits] * 0.5 + np.array(color) * 0.5).astype(np.uint8)
 
-    def blend(self, overlay: Image, share: float) -> None:
-        height, width = self.image.shape[:2]
-        whole = cv2.resize(overlay, (width, height), interpolation=cv2.INTER_NEAREST)
-        cv2.addWeighted(whole, share, self.image, 1 - share, 0, dst=self.image)
+    def blend(self, overlay: Image, share: float, *, where: NDArray[np.bool_] | None = None) -> None:
+        size = self.image.shape[1], self.image.shape[0]
+        whole = cv2.resize(overlay, size, interpolation=cv2.INTER_NEAREST)
+        mixed = cv2.addWeighted(whole, share, self.image, 1 - share, 0)
+        if where is None:
+            self.image[:] = mixed
+            return
+        chosen = cv2.resize(where.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        self.image[chosen] = mixed[chosen]
 
     def caption(self, text: str, at: tuple[int, int], color: Color) -> None:
         (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, self.size, 1)
@@ -159,7 +164,8 @@ def _classes(pen: _Pen, found: Classes, names: Names) -> None:
 
 def _segmentation(pen: _Pen, found: Segmentation, names: Names) -> None:
     colors = np.array([_blue_first(color) for color in names.colors] or _COLORS, np.uint8)
-    pen.blend(colors[found.class_map % len(colors)], 0.5)
+    shown = colors[found.class_map % len(colors)]
+    pen.blend(shown, 0.5, where=shown.any(2))  # black is the background's colour: left as it is
     for region in reversed(found.regions):
         blue, green, red = colors[region.class_id % len(colors)].tolist()
         color = blue, green, red

@@ -73,6 +73,7 @@ MODELS = {
     "detr softmax": Model("detr", {"logits": (2, 20, 4), "pred_boxes": (2, 20, 4)}, labels=3),
     "ssd": Model("ssd", {"num": (2, 1), "boxes": (2, 20, 4), "scores": (2, 20), "classes": (2, 20)}, labels=3),
     "ssd dense": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 40, 3)}),
+    "ssd scored": Model("ssd", {"dets": (2, 40, 5), "labels": (2, 40)}, labels=3),
     "ssd turned": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 3, 40)}),
     "yunet": Model(
         "yunet",
@@ -349,7 +350,13 @@ def test_thresholds_by_class_and_suppression_over_all_classes() -> None:
         (Model("yolo_grids", {"a": (2, 21, 8, 8)}, {"anchors": []}), "options.anchors has 0 lists, the model 1 grids"),
         (Model("nanodet", {"a": (2, 64, 3)}), "leave no room for classes"),
         (Model("detr", {"a": (2, 20, 3)}), "a transformer has outputs"),
-        (Model("ssd", {"a": (2, 20, 5)}), "no output holds boxes"),
+        (Model("ssd", {"a": (2, 20, 6)}), "no output holds boxes"),
+        (Model("ssd", {"a": (2, 20, 5)}), "no outputs hold scores and classes"),
+        (
+            Model("ssd", {"a": (2, 20, 4), "b": (2, 20), "c": (2, 20, 9)}, {"outputs": {"classes": "c"}}),
+            "is not one value",
+        ),
+        (Model("ssd", {"a": (20, 6)}, {"columns": ["x1", "score"]}), "options.columns wants x1, y1"),
         (Model("ssd", {"a": (2, 20, 4)}, {"outputs": {"boxes": "b"}}), "there is no output 'b'"),
         (Model("yunet", {"cls_8": (2, 64, 1)}), "a YuNet model has the outputs"),
         (Model("segmentation", {"a": (2, 20)}), "segmentation wants an output"),
@@ -365,7 +372,7 @@ def test_thresholds_by_class_and_suppression_over_all_classes() -> None:
         (Model("depth", {"a": (2, 20)}), "a depth model gives one number a pixel"),
         (Model("embedding", {"a": (2, 3, 20)}), "an embedding is one vector"),
         (Model("raw", {"a": (2, 7)}, input=(2, 4, 64, 64)), "three channels, first or last"),
-        (Model("raw", {"a": (2, 7)}, input=(2, 3)), "one input has to take pictures"),
+        (Model("raw", {"a": (2, 7)}, input=(2, 3)), "the model takes no picture"),
         (Model("raw", {"a": (2, 7)}, {"inlin": 3}), "unknown field `inlin`"),
     ],
 )

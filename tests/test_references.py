@@ -55,7 +55,7 @@ CASES = {
     "yolov5_decoded": Case("yolo"),
     "yolov5_decoded_agnostic": Case("yolo", {"nms": "agnostic"}),
     "yolov7_decoded": Case("yolo", labels=6),
-    "rtdetr_ultralytics": Case("yolo", {"head": "dense", "box_units": "normalized", "nms": "none"}),
+    "rtdetr_ultralytics": Case("yolo", metadata={"names": str([f"label {i}" for i in range(80)])}),
     "yolov5_raw": Case("yolo_grids"),
     "yolov5_raw_5d": Case("yolo_grids", labels=6),
     "yolov7_raw": Case("yolo_grids"),

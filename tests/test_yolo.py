@@ -69,14 +69,15 @@ def test_yolox_head_decodes_its_grid() -> None:
         ((1, 7, 84), None, "dense"),
         ((1, 84, 7), 3, "dense"),  # the same, transposed
         ((1, 84, 7), 2, "yolox"),
+        ((1, 30, 7), 3, "queries"),
         ((1, 84, 7), None, "yolox"),
         ((1, 252, 7), None, "objectness"),
         ((1, 300, 6), None, "end_to_end"),
     ],
 )
 def test_a_head_is_told_by_its_shape_and_its_labels(shape: Any, labels: int | None, kind: str) -> None:
-    named = [f"label {i}" for i in range(labels)] if labels else None
-    assert family(shape, labels=named)._head.kind == kind
+    named = {"names": str([f"label {i}" for i in range(labels)])} if labels else {}
+    assert family(shape, metadata=named)._head.kind == kind
 
 
 def test_each_picture_of_a_batch_keeps_its_own_boxes() -> None:

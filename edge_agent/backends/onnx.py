@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+
+
+_SIGNATURE = re.compile(r"\s*/\S+\.(?:cc|h):\d+ .*\)(?: const)?(?:\[\S+\])? (?=[A-Z\[])")
+"""Of the C++ function that complained, with its file and line."""
 
 
 class OnnxOptions(Table):
@@ -76,7 +81,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), settings, providers=options.providers)
         except _errors() as error:
-            raise ModelError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot load {path}: {_told(error)}") from error
         self.facts = ModelFacts(
             inputs=tuple(_spec(value) for value in self._session.get_inputs()),
             outputs=tuple(_spec(value) for value in self._session.get_outputs()),
@@ -116,7 +121,7 @@ class OnnxEngine:
         try:
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except _errors() as error:
-            raise EngineError(f"onnxruntime failed in use: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed in use: {_told(error)}") from error
         tensors = {
             name: output[:count] if output.shape[:1] == batch.shape[:1] else output  # some have no batch axis
             for name, output in zip(self._outputs, outputs, strict=True)
@@ -144,5 +149,12 @@ def _errors() -> tuple[type[Exception], ...]:
     return (*own, ValueError, RuntimeError)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+def _told(error: Exception) -> str:
+    """What onnxruntime says, without where in its own source it says so."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = _SIGNATURE.sub(" ", text)
+    if "INVALID_PROTOBUF" in text or "Protobuf parsing failed" in text:
+        return f"it is no ONNX file, or cut short ({text[:200]})"
+    if "IR version" in text or "opset" in text.lower():
+        return f"{text[:300]}; export it for an older opset, or install a newer onnxruntime"
+    return text[:300]

@@ -55,6 +55,26 @@ COCO_SKELETON = (
 )
 
 
+HALPE_NAMES = (
+    *COCO_NAMES,
+    "head",
+    "neck",
+    "hip",
+    "left_big_toe",
+    "right_big_toe",
+    "left_small_toe",
+    "right_small_toe",
+    "left_heel",
+    "right_heel",
+)
+"""Of the 26 keypoints that RTMPose's body models have."""
+_HALPE_SKELETON = (
+    *((15, 13), (13, 11), (11, 19), (16, 14), (14, 12), (12, 19), (17, 18), (18, 19), (18, 5), (5, 7), (7, 9)),
+    *((18, 6), (6, 8), (8, 10), (15, 20), (15, 22), (15, 24), (16, 21), (16, 23), (16, 25)),
+)
+_KNOWN = {len(COCO_NAMES): (COCO_NAMES, COCO_SKELETON), len(HALPE_NAMES): (HALPE_NAMES, _HALPE_SKELETON)}
+
+
 class KeypointOptions(Table):
     """What the `options` of every model with keypoints may say: names, and pairs of numbers that are joined."""
 
@@ -65,17 +85,19 @@ class KeypointOptions(Table):
 def keypoint_names(
     given: Sequence[str] | None, joined: Sequence[tuple[int, int]] | None, facts: ModelFacts, count: int
 ) -> tuple[Sequence[str], Sequence[tuple[int, int]]]:
-    """A name for each keypoint, and the pairs: the entry's, else the file's, else COCO's for 17, else numbers.
+    """A name for each keypoint, and the pairs: the entry's, else the file's, else COCO's for 17 and Halpe's for 26,
+    else numbers.
 
     Raises `ModelError` where they are too few or too many.
     """
     names = given or _told(facts, count)
-    default = names is None and count == len(COCO_NAMES)
+    usual, skeleton = _KNOWN.get(count, ([f"keypoint_{i}" for i in range(count)], ()))
+    default = names is None
     if names is None:
-        names = COCO_NAMES if default else [f"keypoint_{i}" for i in range(count)]
+        names = usual
     if len(names) != count:
         raise ModelError(f"options.keypoints names {len(names)}, the model has {count} keypoints")
-    pairs = COCO_SKELETON if joined is None and default else tuple(joined or ())
+    pairs = skeleton if joined is None and default else tuple(joined or ())
     for pair in pairs:
         if not all(0 <= end < count for end in pair):
             raise ModelError(f"options.skeleton: {list(pair)} joins keypoints that are not there; there are {count}")

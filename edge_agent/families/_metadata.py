@@ -26,11 +26,14 @@ def labels_of(given: Sequence[str] | None, facts: ModelFacts, count: int) -> tup
 
 
 def file_labels(facts: ModelFacts) -> Sequence[str] | None:
-    """Ultralytics' `names`, {0: 'person', …} or a list; Hugging Face's `id2label`; or `labels`, one a line or comma."""
+    """Ultralytics' `names`, {0: 'person', …} or a list; Hugging Face's `id2label`; or `labels`, one a line or comma;
+    PaddlePaddle's `character`."""
     if text := facts.metadata.get("names") or facts.metadata.get("id2label"):
         return _names(text)
     if text := facts.metadata.get("labels") or facts.metadata.get("classes"):
         return [label.strip() for label in text.replace("\n", ",").split(",") if label.strip()]
+    if text := facts.metadata.get("character"):  # PaddlePaddle's, one a line
+        return [label.strip() for label in text.splitlines() if label.strip()]
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edge_agent.data import ModelFacts, PreprocessSpec, TensorSpec
 from edge_agent.errors import ModelError
@@ -43,6 +44,13 @@ def picture_spec(meaning: Meaning, **defaults: Any) -> PreprocessSpec:
     width, height = _size(meaning, taken, layout)
     changes = {key: value for key, value in msgspec.structs.asdict(meaning.preprocess).items() if value is not None}
     changes.pop("size", None)
+    if "scale" in changes:  # another range of values than the family's mean and deviation are of
+        defaults = {key: value for key, value in defaults.items() if key not in ("mean", "std")}
+    if changes.get("color", color := defaults.get("color", "rgb")) != color:
+        defaults |= {key: defaults[key][::-1] for key in ("mean", "std") if key in defaults}
+    for key in ("scale", "mean", "std"):
+        if not np.isfinite(changes.get(key, 0.0)).all():
+            raise ModelError(f"preprocess.{key}: {changes[key]} is no finite number")
     return PreprocessSpec(width, height, **{"layout": layout, "dtype": taken.dtype, **defaults, **changes})
 
 
@@ -52,6 +60,8 @@ def picture_tensor(facts: ModelFacts) -> TensorSpec:
     if len(fitting) == 1:
         return fitting[0]
     listed = ", ".join(f"{tensor.name} {shown(tensor.shape)}" for tensor in facts.inputs) or "none"
+    if not fitting:
+        raise ModelError(f"the model takes no picture, [batch, 3, height, width]; its inputs are: {listed}")
     raise ModelError(
         f"one input has to take pictures, [batch, 3, height, width] or [batch, height, width, 3]; "
         f"the model's are: {listed}; give values to the others, such as inputs = {{ scale = [1.0] }}"
@@ -72,13 +82,18 @@ def are_channels_last(spec: TensorSpec, facts: ModelFacts) -> bool | None:
     return last < first
 
 
-def _ratio(facts: ModelFacts) -> float | None:
-    """Height by width of the picture that the model takes."""
+def picture_sides(facts: ModelFacts) -> tuple[int | None, int | None]:
+    """Height and width of the picture that the model takes, as far as its input tells."""
     try:
         taken = picture_tensor(facts)
         height, width = taken.shape[2:] if _layout(taken) == "nchw" else taken.shape[1:3]
     except ModelError:
-        return None
+        return None, None
+    return height, width
+
+
+def _ratio(facts: ModelFacts) -> float | None:
+    height, width = picture_sides(facts)
     return height / width if height and width else None
 
 
@@ -104,8 +119,8 @@ def _size(meaning: Meaning, taken: TensorSpec, layout: str) -> tuple[int, int]:
         return width, height
     if text := meaning.facts.metadata.get("imgsz"):
         match literal("imgsz", text):
-            case int(side):
+            case int(side) if side > 0:
                 return side, side
-            case [int(height), int(width)]:
+            case [int(height), int(width)] if height > 0 and width > 0:
                 return width, height
     raise ModelError(f"the model's input {shown(taken.shape)} has no fixed size; set preprocess.size = [width, height]")

@@ -33,6 +33,8 @@ from edge_agent.families._metadata import file_labels, labels_of
 from edge_agent.families._pictures import IMAGENET, RGB_0_1, picture_spec, shown
 from edge_agent.geometry import Placement
 
+_MOST_QUERIES = 1000
+
 
 class DetrOptions(BoxOptions):
     """`[models.<name>.options]` of a detection transformer."""
@@ -57,6 +59,8 @@ class DetrFamily:
         except ModelError:
             return None
         named = "logit" in logits.name or "label" in logits.name
+        if not named and (logits.shape[1] is None or logits.shape[1] > _MOST_QUERIES):
+            return None
         because = [
             f"{logits.name!r} {shown(logits.shape)} and {boxes.name!r} {shown(boxes.shape)} are a transformer's queries"
         ]
@@ -72,7 +76,8 @@ class DetrFamily:
             raise ModelError(f"the output {shown(logits.shape)} does not say how many classes there are")
         labels = meaning.labels if meaning.labels is not None else file_labels(meaning.facts)
         self._softmax = _is_softmax(options, labels, values)
-        is_plain = not self._softmax and options.normalize == "auto"
+        # Of those with a sigmoid RF-DETR, which calls its outputs so, wants ImageNet's mean.
+        is_plain = not self._softmax and options.normalize == "auto" and (boxes.name, logits.name) != ("dets", "labels")
         normal = RGB_0_1 if is_plain or options.normalize == "none" else IMAGENET
         # Its positions are learnt over the whole input: pictures are stretched over it.
         self.preprocess = picture_spec(meaning, resize="stretch", **normal)

@@ -12,8 +12,11 @@ from edge_agent.config import Table
 from edge_agent.data import Embedding, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
+from edge_agent.families._metadata import file_labels
 from edge_agent.families._pictures import IMAGENET, picture_spec, shown
 from edge_agent.geometry import Placement
+
+_USUAL_SIZES = (64, 128, 256, 384, 512, 768, 1024, 2048)
 
 
 class EmbeddingOptions(Table):
@@ -37,9 +40,12 @@ class EmbeddingFamily:
             return None
         told = facts.metadata.get("task") in ("embed", "feature-extraction", "image-feature-extraction")
         named = any(word in spec.name.lower() for word in ("embed", "feature"))
-        if not told and not named:
+        if told or named:
+            return Guess(3, [f"the output {spec.name!r} {shown(spec.shape)} is called a vector of features"])
+        usual = len(facts.outputs) == 1 and any(side in _USUAL_SIZES for side in spec.shape[1:])
+        if not usual or file_labels(facts) is not None:
             return None
-        return Guess(3, [f"the output {spec.name!r} {shown(spec.shape)} is called a vector of features"])
+        return Guess(1, [f"the output {spec.name!r} {shown(spec.shape)} is as long as vectors of features are"])
 
     def __init__(self, meaning: Meaning) -> None:
         options = meaning.options

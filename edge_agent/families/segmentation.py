@@ -66,15 +66,16 @@ class SegmentationFamily:
             channels, count = _channels(spec, "auto", facts)
         except ModelError:
             return None
-        if len(facts.outputs) > 1 and not told:
-            return None
+        if not told and any(other.shape != spec.shape for other in facts.outputs):
+            return None  # others of the same shape are of auxiliary heads
         what = f"{count} values" if channels else "a class"
         because = [f"the output {spec.name!r} {shown(spec.shape)} is {what} a pixel"]
         if told:
             because.append(f"the file says its task is {facts.metadata['task']!r}")
         labels = file_labels(facts)
         fits = labels is not None and count == len(labels)
-        is_large = (spec.shape[-2] or 99) >= 8 and (spec.shape[-1] or 99) >= 2
+        sides = [side for side in spec.shape[1:] if side is not None]
+        is_large = len(sides) < 2 or sorted(sides)[-2] >= 8
         return Guess(3 if told else 2 if fits else 1, because) if is_large else None
 
     def __init__(self, meaning: Meaning) -> None:

@@ -18,8 +18,10 @@ from edge_agent.data import ModelFacts, Names, Poses, Tensors
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
-from edge_agent.families._pictures import IMAGENET, picture_spec, shown
+from edge_agent.families._pictures import IMAGENET, picture_sides, picture_spec, shown
 from edge_agent.geometry import Placement
+
+_MOST_POINTS = 300
 
 
 class SimccOptions(KeypointOptions):
@@ -42,6 +44,8 @@ class SimccFamily:
         except ModelError:
             return None
         told = "simcc" in x
+        if not told and not _fits(facts, x, y):
+            return None
         return Guess(3 if told else 1, [f"{x!r} and {y!r} are rows of likelihoods, columns and rows of each keypoint"])
 
     def __init__(self, meaning: Meaning) -> None:
@@ -50,16 +54,22 @@ class SimccFamily:
         self._x, self._y = _outputs(meaning.facts)
         self.preprocess = picture_spec(meaning, pad=0, **IMAGENET)
         shape = next(spec.shape for spec in meaning.facts.outputs if spec.name == self._x)
-        if shape[1] is None:
-            raise ModelError(f"the output {shown(shape)} does not say how many keypoints there are")
-        points, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, shape[1])
-        self.names = Names(tuple(meaning.labels or ("person",)), points, skeleton)
+        self._options, self._facts = options, meaning.facts
+        self.names = Names(tuple(meaning.labels or ("person",)))
+        count = len(options.keypoints) if shape[1] is None and options.keypoints else shape[1]
+        if count is not None:  # else the first run tells
+            self._name_keypoints(count)
         self._split = options.split
         self._threshold = meaning.thresholds.score
 
     @property
     def labels(self) -> Sequence[str]:
         return self.names.labels
+
+    def _name_keypoints(self, count: int) -> None:
+        options = self._options
+        points, skeleton = keypoint_names(options.keypoints, options.skeleton, self._facts, count)
+        self.names = Names(self.names.labels, points, skeleton)
 
     def reduce(self, outputs: Tensors) -> Sequence[tuple[NDArray[Any], NDArray[Any]]]:
         return list(zip(outputs[self._x], outputs[self._y], strict=True))
@@ -68,6 +78,8 @@ class SimccFamily:
         x, y = (
             np.clip(np.nan_to_num(rows.astype(np.float32), posinf=0.0, neginf=0.0), -1e4, 1e4) for rows in candidates
         )
+        if len(x) != len(self.names.keypoints):
+            self._name_keypoints(len(x))
         keypoints = np.empty((1, len(x), 3), np.float32)
         keypoints[0, :, 0] = x.argmax(1) / (self._split or x.shape[1] / self.preprocess.width)
         keypoints[0, :, 1] = y.argmax(1) / (self._split or y.shape[1] / self.preprocess.height)
@@ -79,6 +91,16 @@ class SimccFamily:
 
 
 Family = SimccFamily
+
+
+def _fits(facts: ModelFacts, x: str, y: str) -> bool:
+    """Whether the rows are as long as the picture's sides, by one number of bins a pixel."""
+    shapes = {spec.name: spec.shape for spec in facts.outputs}
+    height, width = picture_sides(facts)
+    across, down, points = shapes[x][2], shapes[y][2], shapes[x][1]
+    if not (height and width and across and down):
+        return False
+    return across / width == down / height >= 1 and (points is None or points <= _MOST_POINTS)
 
 
 def _outputs(facts: ModelFacts) -> tuple[str, str]:

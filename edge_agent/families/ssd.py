@@ -2,6 +2,8 @@
 
 - Chosen already: boxes [B, N, 4], scores [B, N], classes [B, N], and how many count [B] or [B, 1] (EfficientNMS,
   TensorFlow's detection models, torchvision's, RT-DETR exported with its post-processing).
+- The same in one tensor: boxes and scores [B, N, 5] beside labels [B, N] (MMDeploy), or rows [N, 6] and [N, 7] of which
+  `columns` says what is where (PP-YOLOE, YOLOv7, EfficientDet).
 - Not yet: boxes [B, N, 4] and scores [B, N, C] or [B, C, N], which want NMS (YOLO-NAS, PP-YOLOE, UltraFace, SSD without
   its last step).
 """
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from edge_agent import plugins
 from edge_agent.config import Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, Tensors, TensorSpec
-from edge_agent.errors import ModelError
+from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import (
     BoxFormat,
@@ -33,7 +35,7 @@ from edge_agent.families._boxes import (
     softmax,
 )
 from edge_agent.families._metadata import file_labels, labels_of
-from edge_agent.families._pictures import RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import BGR_0_255, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
 
 _WORDS = {
@@ -44,12 +46,20 @@ _WORDS = {
 }
 
 
+Column = Literal["batch", "x1", "y1", "x2", "y2", "score", "class"]
+_ROWS: Mapping[int, list[Column]] = {
+    6: ["class", "score", "x1", "y1", "x2", "y2"],  # PaddleDetection
+    7: ["batch", "x1", "y1", "x2", "y2", "class", "score"],  # YOLOv7
+}
+
+
 class SsdOptions(BoxOptions):
     """`[models.<name>.options]` of such a detector. `outputs`: the tensors of boxes, scores, classes and count, where
     they are not told by name and shape; `first_class`: the number that the model gives the first label;
-    `background`: which column of the scores is no class."""
+    `background`: which column of the scores is no class; `columns`: of a single output of rows."""
 
     outputs: dict[Literal["boxes", "scores", "classes", "count"], str] = msgspec.field(default_factory=dict)
+    columns: list[Column] | None = None
     box_format: BoxFormat | None = None
     box_units: BoxUnits | None = None
     first_class: int = 0
@@ -80,6 +90,9 @@ class SsdFamily:
 
     @staticmethod
     def recognise(facts: ModelFacts) -> Guess | None:
+        if (rows := _row_output(facts, None)) is not None:
+            listed = ", ".join(_ROWS[rows.shape[-1] or 0])
+            return Guess(2, [f"the output {rows.name!r} {shown(rows.shape)} is taken for rows of {listed}"])
         try:
             roles = _roles(facts, {})
         except ModelError:
@@ -95,11 +108,24 @@ class SsdFamily:
         options = meaning.options
         assert isinstance(options, SsdOptions)
         facts = meaning.facts
-        self._roles = roles = _roles(facts, {str(role): name for role, name in options.outputs.items()})
+        rows = _row_output(facts, options.columns)
+        self._columns_of: Sequence[Column] | None = None
+        if rows is not None:
+            self._columns_of = options.columns or _ROWS[rows.shape[-1] or 0]
+            roles = _Roles(rows.name, rows.name, rows.name, None, None, True)
+        else:
+            roles = _roles(facts, {str(role): name for role, name in options.outputs.items()})
+        self._roles = roles
         self._options = options
+        self._batch = picture_tensor(facts).shape[0]
         is_tensorflow = _is_tensorflow(facts)
         # Detectors of this kind see the whole picture stretched; TensorFlow's want -1..1.
-        self.preprocess = picture_spec(meaning, resize="stretch", **(RGB_SIGNED if is_tensorflow else RGB_0_1))
+        # What ends in a plugin of TensorRT was a YOLO, which wants letterboxes.
+        resize = "letterbox" if roles.count is not None and not is_tensorflow else "stretch"
+        defaults: dict[str, Any] = {"resize": resize, **(RGB_SIGNED if is_tensorflow else RGB_0_1)}
+        if roles.scores == roles.boxes and rows is None:  # MMDeploy's, of a YOLOX
+            defaults = {"resize": "letterbox", "anchor": "top-left", **BGR_0_255}
+        self.preprocess = picture_spec(meaning, **defaults)
         form, units = _box_form(facts, roles)
         self._form: BoxFormat = options.box_format or form
         self._scale = None
@@ -119,7 +145,11 @@ class SsdFamily:
 
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         roles = self._roles
+        if self._columns_of is not None:
+            return self._rows(outputs[roles.boxes], self._columns_of)
         boxes, scores = outputs[roles.boxes], outputs[roles.scores]
+        if roles.scores == roles.boxes:
+            boxes, scores = boxes[..., :4], boxes[..., 4]
         if boxes.ndim == 2:  # no batch axis, and one picture
             boxes, scores = boxes[None], scores[None]
         if roles.classes is None:
@@ -157,6 +187,20 @@ class SsdFamily:
             rows, boxes[rows].astype(np.float32), scores[rows].astype(np.float32), numbers[rows].astype(np.int64)
         )
 
+    def _rows(self, rows: NDArray[Any], columns: Sequence[Column]) -> Sequence[Candidates]:
+        """Of a list of all pictures' rows, which say whose they are, or of one list a picture."""
+        if rows.shape[-1] != len(columns):
+            raise EngineError(f"the model gave rows of {rows.shape[-1]} values, options.columns names {len(columns)}")
+        lists = list(rows) if rows.ndim == 3 else [rows]
+        if rows.ndim == 2 and "batch" in columns and self._batch != 1:
+            whose = rows[:, columns.index("batch")]
+            lists = [rows[whose == index] for index in range(int(whose.max(initial=0)) + 1)]
+        order = [columns.index(side) for side in ("x1", "y1", "x2", "y2")]
+        return [
+            self._chosen(one[:, order], one[:, columns.index("score")], one[:, columns.index("class")], len(one))
+            for one in lists
+        ]
+
     def _dense(self, boxes: NDArray[Any], scores: NDArray[Any]) -> Candidates:
         with np.errstate(invalid="ignore", over="ignore"):
             if self._options.activation == "softmax":
@@ -189,10 +233,13 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
         if name not in outputs:
             raise ModelError(f"options.outputs: there is no output {name!r}{plugins.nearest(name, list(outputs))}")
     left = [spec for spec in facts.outputs if spec.name not in given.values()]
-    boxes = given.get("boxes") or _first(left, lambda spec: _is_boxes(spec) and _told_by_name(spec.name) != "scores")
+    found = given.get("boxes") or _first(left, lambda spec: _is_boxes(spec) and _told_by_name(spec.name) != "scores")
+    boxes = found or _first(left, _is_scored)
     if boxes is None:
         raise ModelError(f"no output holds boxes, [batch, number, 4]; this model's are {_listed(facts)}")
     rank = len(outputs[boxes].shape)
+    if rank not in (2, 3) or outputs[boxes].shape[-1] not in (4, 5, None):
+        raise ModelError(f"{boxes} {shown(outputs[boxes].shape)} holds no boxes, which are [batch, number, 4]")
     left = [spec for spec in left if spec.name != boxes]
     wide = [spec for spec in left if len(spec.shape) == rank == 3]
     if len(left) == len(wide) == 1 and "classes" not in given:
@@ -201,7 +248,8 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
         return _Roles(boxes, wide[0].name, None, None, first if is_turned else last, True, is_turned)
     flat = [spec for spec in left if len(spec.shape) == rank - 1 and not _is_count(spec, rank)]
     count = given.get("count") or _first(left, lambda spec: _is_count(spec, rank))
-    scores = given.get("scores") or _first(flat, lambda spec: _told_by_name(spec.name) == "scores")
+    own = boxes if outputs[boxes].shape[-1] == 5 else None  # the score beside the box
+    scores = own or given.get("scores") or _first(flat, lambda spec: _told_by_name(spec.name) == "scores")
     classes = given.get("classes") or _first(
         flat, lambda spec: _told_by_name(spec.name) == "classes" or spec.dtype.startswith("int")
     )
@@ -211,9 +259,28 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
         classes = unnamed.pop(0)
     if scores is None and unnamed:
         scores = unnamed.pop(0)
+    for taken in (scores, classes):
+        if taken is not None and taken != own and len(outputs[taken].shape) != rank - 1:
+            raise ModelError(f"{taken} {shown(outputs[taken].shape)} is not one value for each of {boxes}")
     if scores is None or classes is None:
         raise ModelError(f"no outputs hold scores and classes beside the boxes; this model's are {_listed(facts)}")
     return _Roles(boxes, scores, classes, count, None, is_certain)
+
+
+def _row_output(facts: ModelFacts, columns: Sequence[Column] | None) -> TensorSpec | None:
+    """The output whose rows are boxes, score and class: named by `columns`, else of six or seven values and alone in
+    that. Raises `ModelError`."""
+    if columns is not None and not {"x1", "y1", "x2", "y2", "score", "class"} <= set(columns):
+        raise ModelError("options.columns wants x1, y1, x2, y2, score and class, and batch where the rows have it")
+    wanted = _ROWS if columns is None else {len(columns): columns}
+    for spec in facts.outputs:
+        is_list = len(spec.shape) == 2 or (columns is not None and len(spec.shape) == 3)
+        rest_is_small = all(len(other.shape) <= 1 for other in facts.outputs if other is not spec)
+        if is_list and spec.shape[-1] in wanted and spec.shape[0] is None and rest_is_small:
+            return spec
+        if is_list and columns is not None and spec.shape[-1] in (None, len(columns)):
+            return spec
+    return None
 
 
 def _told_by_name(name: str) -> str | None:
@@ -227,6 +294,10 @@ def _first(specs: Sequence[TensorSpec], fits: Any) -> str | None:
 
 def _is_boxes(spec: TensorSpec) -> bool:
     return len(spec.shape) in (2, 3) and spec.shape[-1] == 4
+
+
+def _is_scored(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 3 and spec.shape[-1] == 5
 
 
 def _is_count(spec: TensorSpec, rank: int) -> bool:

@@ -7,6 +7,8 @@ Heads, told apart by `options.head` or by shape; N cells, C classes, E extras (m
 - `yolox` [B, N, 5 + C]: dx, dy, log w, log h in grid units, objectness, one probability a class
   (Ge et al., "YOLOX: Exceeding YOLO Series in 2021", arXiv 2107.08430), strides 8, 16 and 32.
 - `end_to_end` [B, N, 6 + E]: x1 y1 x2 y2 in input pixels, score, class: no NMS is needed (YOLOv10, YOLO26).
+- `queries` [B, N, 4 + C]: cx cy w h in shares of the input, then one probability a class; no NMS is needed (RT-DETR as
+  Ultralytics exports it).
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from edge_agent.families._oriented import fast_nms, turned_corners
 from edge_agent.families._pictures import BGR_0_255, RGB_0_1, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
 
-Head = Literal["dense", "objectness", "yolox", "end_to_end"]
+Head = Literal["dense", "objectness", "yolox", "end_to_end", "queries"]
 Task = Literal["detect", "segment", "pose", "obb"]
 
 _STRIDES = (8, 16, 32)
@@ -66,12 +68,12 @@ _TASKS: dict[str, Task] = {"detect": "detect", "segment": "segment", "pose": "po
 class YoloOptions(BoxOptions):
     """`[models.<name>.options]` of a YOLO model. `classes`: how many, where the output does not tell."""
 
-    head: Literal["auto", "dense", "objectness", "yolox", "end_to_end"] = "auto"
+    head: Literal["auto", "dense", "objectness", "yolox", "end_to_end", "queries"] = "auto"
     task: Literal["auto", "detect", "segment", "pose", "obb"] = "auto"
     strides: tuple[int, ...] = _STRIDES
     classes: Count | None = None
     box_format: BoxFormat | None = None
-    box_units: BoxUnits = "pixels"
+    box_units: BoxUnits | None = None
     keypoints: list[str] | None = None
     skeleton: list[tuple[int, int]] | None = None
 
@@ -138,7 +140,7 @@ class YoloFamily:
         self._form, self._scale = _boxes_form(options, head, self.preprocess)
         self._ends_there = head.kind == "end_to_end"
         self._grid = _Grid(self.preprocess, options.strides) if head.kind == "yolox" else None
-        if self._ends_there:
+        if head.kind in ("end_to_end", "queries"):
             self._selection = Selection(msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.labels)
         cells = len(self._grid.strides) if self._grid else None
         self._require_cells(_shape(meaning.facts, head.output), cells, options)
@@ -238,6 +240,7 @@ _PROSE = {
     "dense": "an anchor-free YOLO head",
     "objectness": "a YOLO head with objectness and three anchors a cell, as in YOLOv5 and v7",
     "yolox": "a YOLOX head, one row a cell",
+    "queries": "a list of boxes with one probability a class, as RT-DETR's of Ultralytics",
     "end_to_end": "a list of boxes with score and class, as in YOLOv10 and YOLO26",
 }
 
@@ -267,15 +270,15 @@ def _head(facts: ModelFacts, options: YoloOptions, labels: Sequence[str] | None)
     boxes, prototypes = _outputs(facts)
     shape = boxes.shape
     task = _task(facts, options, prototypes)
-    if labels is None:
-        labels = file_labels(facts)
-    known = options.classes or (len(labels) if labels is not None else None)
-    kind: Head = _kind(facts, shape, options, task, prototypes, known) if options.head == "auto" else options.head
+    own = file_labels(facts)
+    told = options.classes or (len(own) if own is not None else None)  # what the entry calls them decides on no head
+    kind: Head = _kind(facts, shape, options, task, prototypes, told) if options.head == "auto" else options.head
+    known = told or (len(labels) if labels is not None else None)
     rows_first = _is_rows_first(shape, kind)
     rows = shape[1] if rows_first else shape[2]
     if rows is None:
         raise ModelError(f"the output {shown(shape)} does not say how many classes there are; set its shape on export")
-    fixed = {"dense": 4, "objectness": 5, "yolox": 5, "end_to_end": 6}[kind]
+    fixed = {"dense": 4, "objectness": 5, "yolox": 5, "end_to_end": 6, "queries": 4}[kind]
     if task is None:
         task = "pose" if kind == "dense" and rows == 56 and known is None else "detect"
     extras, values = _extras(facts, options, task, prototypes, rows - fixed)
@@ -340,9 +343,11 @@ def _kind(
         extras = _extras(facts, options, task or "detect", prototypes, last - 6)[0]
         if last == 6 + extras:
             return "end_to_end"
+        if known is not None and last == 4 + known:
+            return "queries"
     raise ModelError(
         f"the output {shown(shape)} does not tell its head for this input; "
-        'set options.head to "dense", "objectness", "yolox" or "end_to_end"'
+        'set options.head to "dense", "objectness", "yolox", "end_to_end" or "queries"'
     )
 
 
@@ -402,7 +407,7 @@ def _names(meaning: Meaning, options: YoloOptions, head: _Head) -> Names:
 def _boxes_form(options: YoloOptions, head: _Head, spec: PreprocessSpec) -> tuple[BoxFormat, Floats | None]:
     corners = head.kind == "end_to_end" and head.task != "obb"
     form: BoxFormat = options.box_format or ("xyxy" if corners else "cxcywh")
-    if options.box_units == "pixels":
+    if (options.box_units or ("normalized" if head.kind == "queries" else "pixels")) == "pixels":
         return form, None
     return form, np.array([spec.width, spec.height] * 2, np.float32)
 

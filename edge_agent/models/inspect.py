@@ -19,16 +19,18 @@ from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.data import ModelFacts, Tensors
 from edge_agent.errors import ConfigError, ModelError
 from edge_agent.families import Family, Guess, Meaning, Thresholds
+from edge_agent.families._metadata import file_labels
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A family for a model, and why, a sentence each; `others` might fit too."""
+    """A family for a model, and why, a sentence each; `others` might fit too. `confidence`: see `Guess`."""
 
     family: str
     because: Sequence[str]
+    confidence: int = 3
     others: Sequence[str] = ()
 
 
@@ -41,16 +43,17 @@ def propose(facts: ModelFacts, family: str = AUTO, options: Collection[str] = ()
         guess = _class_of(family).recognise(facts)
         because = [f"the entry says that its family is {family!r}"]
         return Proposal(family, [*because, *(guess.because if guess else ())])
+    facts = _with_readable_labels(facts)
     knowing = [name for name in plugins.names("families") if set(options) <= _options_of(name)]
     guesses = {name: guess for name in knowing if (guess := _guess(name, facts))}
     if len(knowing) == 1 and not guesses:
         return Proposal(knowing[0], [f"options {', '.join(sorted(options))} are of no other family"])
     if not guesses:
         raise ModelError(_unknown(options))
-    best = max(guesses, key=lambda name: (guesses[name].confidence, name == "yolo"))
+    best = max(guesses, key=lambda name: (guesses[name].confidence, name))
     guess = guesses[best]
     others = [name for name in guesses if name != best and 0 < guesses[name].confidence == guess.confidence]
-    return Proposal(best, guess.because, others)
+    return Proposal(best, guess.because, guess.confidence, others)
 
 
 def make_family(
@@ -124,6 +127,16 @@ def facts_of(path: Path) -> ModelFacts:
         facts: ModelFacts = engine.facts
     finally:
         engine.close()
+    return facts
+
+
+def _with_readable_labels(facts: ModelFacts) -> ModelFacts:
+    """For guessing alone: names that cannot be read are told when the family is made, and do not make it another."""
+    try:
+        file_labels(facts)
+    except ModelError:
+        readable = {key: value for key, value in facts.metadata.items() if key not in ("names", "id2label")}
+        return dataclasses.replace(facts, metadata=readable)
     return facts
 
 

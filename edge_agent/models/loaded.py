@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class LoadedModel:
             raise
         except EngineError as error:
             raise ModelError(f"{self.ref.name}: warm-up failed: {error}") from error
+        self.ref = dataclasses.replace(self.ref, names=self._family.names)  # a run may tell more than the file
         return (time.monotonic_ns() - now) / 1e6
 
     def close(self) -> None:

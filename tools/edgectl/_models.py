@@ -38,7 +38,7 @@ def _bundled(name: str) -> dict[str, Any]:
 
 
 def _name(stem: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in stem)[:64]
+    kept = "".join(sign if (sign.isascii() and sign.isalnum()) or sign in "._-" else "-" for sign in stem)[:64]
     return kept if kept[:1].isalnum() else f"m{kept}"[:64]
 
 

@@ -74,7 +74,9 @@ def infer(
         Path | None, typer.Option("--config", help="The agent's own file, for its models, cameras and backends.")
     ] = None,
     backend: Annotated[str, typer.Option("--backend", help="auto, onnx or tensorrt.")] = "auto",
-    score: Annotated[float | None, typer.Option("--score", help="The least score that is told, 0 to 1.")] = None,
+    score: Annotated[
+        float | None, typer.Option("--score", help="The least score of detections and poses that are told, 0 to 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One result message a frame, as on MQTT.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write annotated: a picture, a video (.mp4, .avi), or a folder.")

@@ -27,6 +27,7 @@ from edge_agent.zones import Watch
 from edgectl._models import entry_of
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_VIDEOS = (".mp4", ".avi", ".mkv")
 _INPUT = "input"  # what a camera is called that has no name
 _FPS = 25.0  # of a video that is written, where nothing says what it was
 
@@ -118,6 +119,8 @@ def _camera(picture: str) -> Mapping[str, Any]:
 @contextmanager
 def _opened(loaded: Config) -> Iterator[LoadedModel]:
     choice = backends.choose(loaded.inference.backend, fallback=loaded.inference.fallback, options=loaded.backends)
+    if choice.trouble:
+        typer.echo(f"{choice.because}; {choice.name} runs the model", err=True)
     engine_class = plugins.load("backends", choice.name)
     engines = None
     if engine_class.is_built:
@@ -186,12 +189,18 @@ def _written(out: Path | None, picture: str, camera: CameraOptions) -> Iterator[
         yield lambda result, fps: None
         return
     if out.suffix.lower() in _PICTURES:
-        yield lambda result, fps: _write(out, drawing.annotated(result, camera))
-    elif out.suffix.lower() in (".mp4", ".avi", ".mkv"):
+        yield lambda result, fps: _write_only(out, result, camera)
+    elif out.suffix.lower() in _VIDEOS:
         with _video(out, camera) as write:
             yield write
+    elif out.suffix and not out.is_dir():
+        known = ", ".join((*_PICTURES, *_VIDEOS))
+        raise InferError(f"{out}: no {out.suffix} can be written; one of {known}, or a folder")
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InferError(f"{out} cannot be made: {error.strerror}") from error
         stem = Path(picture).stem or "frame"
         yield lambda result, fps: _write(out / f"{stem}-{result.frame.seq:05}.jpg", drawing.annotated(result, camera))
     typer.echo(f"written: {out}", err=True)
@@ -200,21 +209,30 @@ def _written(out: Path | None, picture: str, camera: CameraOptions) -> Iterator[
 @contextmanager
 def _video(path: Path, camera: CameraOptions) -> Iterator[_Writer]:
     opened: list[cv2.VideoWriter] = []
+    size: list[tuple[int, int]] = []  # the first picture's is the video's
 
     def write(result: Result, fps: float | None) -> None:
         image = drawing.annotated(result, camera)
         if not opened:
+            size.append(image.shape[1::-1])
             fourcc = cv2.VideoWriter.fourcc(*("mp4v" if path.suffix.lower() == ".mp4" else "MJPG"))
             opened.append(cv2.VideoWriter(str(path), fourcc, fps or _FPS, image.shape[1::-1]))
             if not opened[0].isOpened():
                 raise InferError(f"{path}: OpenCV cannot write such a video")
-        opened[0].write(image)
+        opened[0].write(image if image.shape[1::-1] == size[0] else cv2.resize(image, size[0]))
 
     try:
         yield write
     finally:
         for writer in opened:
             writer.release()
+
+
+def _write_only(path: Path, result: Result, camera: CameraOptions) -> None:
+    """The picture of the only frame there is."""
+    if result.frame.seq:
+        raise InferError(f"{path} takes one picture, and there are more: give a folder, a video (.mp4), or --limit 1")
+    _write(path, drawing.annotated(result, camera))
 
 
 def _write(path: Path, image: Image) -> None:

@@ -19,6 +19,16 @@ from edge_agent.models.store import ModelStore
 from edgectl._models import entry_of
 
 _LONGEST = 200  # of metadata that is shown
+_CERTAINTY = ("nothing fits better", "a guess", "likely", "sure")
+_PRESETS = {
+    80: "coco80",
+    90: "coco90",
+    91: "coco91",
+    21: "voc21",
+    19: "cityscapes19",
+    150: "ade150",
+    1000: "imagenet1000",
+}
 
 
 def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
@@ -37,6 +47,7 @@ def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
     else:
         told["family"] = proposal.family
         told["task"] = family.task
+        told["certainty"] = _CERTAINTY[proposal.confidence]
         told["because"] = list(proposal.because)
         told["others"] = list(proposal.others)
         told["labels"] = list(family.names.labels)
@@ -64,10 +75,11 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     for side in ("inputs", "outputs"):
         for spec in told[side]:
             shape = ", ".join("?" if size is None else str(size) for size in spec["shape"])
-            yield f"{side[:-1]:<11} {spec['name']}  [{shape}]  {spec['dtype']}"
+            yield f"{side[:-1]:<11} {_printable(spec['name'])}  [{shape}]  {spec['dtype']}"
     for key, value in told["metadata"].items():
-        yield f"metadata    {key} = {value[:_LONGEST]}{'…' if len(value) > _LONGEST else ''}"
-    yield f"family      {told['family']}"
+        yield f"metadata    {_printable(key)} = {_printable(value[:_LONGEST])}{'…' if len(value) > _LONGEST else ''}"
+    certainty = f"  ({told['certainty']})" if "certainty" in told else ""
+    yield f"family      {told['family']}{certainty}"
     if "problem" in told:
         yield f"problem     {told['problem']}"
         return
@@ -77,10 +89,25 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"or perhaps  {', '.join(told['others'])}"
     if told["labels"]:
         labels = told["labels"]
-        yield f"labels      {len(labels)}: {', '.join(labels[:6])}{', …' if len(labels) > 6 else ''}"
+        yield f"labels      {len(labels)}: {_some(labels)}"
+        fits = told["task"] == "classify" or len(labels) != 1000  # detectors may not say how many they have
+        if fits and labels[0] == "class_0" and (preset := _PRESETS.get(len(labels))):
+            yield f"            nothing names them; {len(labels)} are often {preset}: --set labels={preset}"
     if told["keypoints"]:
-        yield f"keypoints   {len(told['keypoints'])}: {', '.join(told['keypoints'][:6])}, …"
+        yield f"keypoints   {len(told['keypoints'])}: {_some(told['keypoints'])}"
     spec = told["preprocess"]
     size = f"{spec['width']}x{spec['height']}"
-    yield f"picture     {size} {spec['layout']} {spec['dtype']}, {spec['color']}, {spec['resize']}"
+    where = f", {spec['anchor']}, pad {spec['pad']}" if spec["resize"] == "letterbox" else ""
+    yield f"picture     {size} {spec['layout']} {spec['dtype']}, {spec['color']}, {spec['resize']}{where}"
     yield f"pixels      (value * {spec['scale']:.6g} - {spec['mean']}) / {spec['std']}"
+    yield "            colour and pixels are what such models usually take: the file does not say"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, on one line."""
+    return f"{', '.join(_printable(name) for name in names[:6])}{', …' if len(names) > 6 else ''}"
+
+
+def _printable(text: str) -> str:
+    """Text from a file, with nothing in it that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
