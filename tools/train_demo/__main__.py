@@ -49,7 +49,7 @@ def train_pose(out: Path, effort: float) -> None:
     model = pose.PoseDetector(len(CLASS_NAMES), len(KEYPOINT_NAMES))
     pose.start_from(model, out / "demo-320.onnx")
     scenes = Scenes(320, visible_objects)
-    trained = train(model, scenes, pose.pose_loss, name="demo-pose", steps=round(1500 * effort), batch=16, rate=1e-3)
+    trained = train(model, scenes, pose.pose_loss, name="demo-pose", steps=round(2000 * effort), batch=16, rate=1e-3)
     export(trained, out / "demo-pose.onnx", size=320, output="output0", facts=facts)
 
 
