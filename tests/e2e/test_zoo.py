@@ -66,6 +66,7 @@ def test_poses_have_their_boxes_and_keypoints_where_they_are(tmp_path: Path, bro
     assert middle <= 8
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_maps_of_classes_cover_what_they_should(tmp_path: Path, broker: Broker, probe: Probe) -> None:
     body = f'[model]\nactive = "seg"\n[models.seg]\npath = "{ZOO / "demo-seg.onnx"}"\noptions = {{ mask = true }}\n'
     both, either = np.zeros(len(CLASS_NAMES) + 1), np.zeros(len(CLASS_NAMES) + 1)

@@ -51,7 +51,7 @@ format = "json"
 
 
 def start(
-    folder: Path, options: TensorRtOptions, *, family: str = "yolo", engines: Path = KEPT, model: str = "demo-320"
+    folder: Path, options: TensorRtOptions, *, family: str = "auto", engines: Path = KEPT, model: str = "demo-320"
 ) -> tuple[subprocess.Popen[str], int]:
     port, onnx = free_port(), ZOO / f"{model}.onnx"
     sources = json.dumps(options.tactic_sources)

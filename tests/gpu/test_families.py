@@ -54,7 +54,7 @@ def test_a_model_sees_on_the_gpu_what_it_sees_on_the_cpu(
             assert sure.any()
             for box, class_id in zip(cpu.boxes[sure], cpu.class_ids[sure], strict=True):
                 overlap = iou(box, gpu.boxes) * (gpu.class_ids == class_id)
-                assert overlap.max() >= 0.9
+                assert overlap.max() >= 0.8  # half precision, and kernels that round as they do
         if isinstance(cpu, Poses) and len(gpu) == len(cpu):
             nearest = [int(iou(box, gpu.boxes).argmax()) for box in cpu.boxes]
             away = np.abs(gpu.keypoints[nearest, :, :2] - cpu.keypoints[..., :2])
