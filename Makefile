@@ -63,7 +63,7 @@ bench-decode: .venv-bench/.installed  ## what decoding costs beside two public p
 bench-gpu: .venv-gpu/.installed  ## the line on the GPU beside the bare engine
 	.venv-gpu/bin/python -m benchmarks.gpu
 
-train-demo:  ## train the bundled models again (PyTorch on the CPU, about an hour)
+train-demo:  ## train the bundled models again (PyTorch on the CPU, about two hours)
 	@tools/venv.sh .venv-train train $(PYTHON)
 	.venv-train/bin/python -m train_demo
 

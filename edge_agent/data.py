@@ -261,12 +261,13 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which model made a result."""
+    """Which model made a result. `thresholds`: of classes that have one of their own, by number."""
 
     name: str
     version: str
     task: str
     names: Names = field(repr=False, default_factory=Names)
+    thresholds: Mapping[int, float] = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class ModelSlot:
         load_ms = (time.monotonic() - began) * 1e3
         try:
             return model, load_ms, model.warm_up()
-        except (ModelError, GpuLost):
+        except BaseException:
             model.close()
             raise
 

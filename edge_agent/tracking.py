@@ -54,16 +54,22 @@ class Tracks:
         if tracker is None or model is not result.model:
             tracker = self._make()
             self._cameras[camera] = result.model, tracker
-        return dataclasses.replace(result, prediction=self._told(seen, tracker.update(seen.boxes, seen.scores)))
+        least = np.full(len(seen), self._threshold, np.float32)
+        for class_id, threshold in result.model.thresholds.items():
+            least[seen.class_ids == class_id] = threshold
+        told = _told(seen, tracker.update(seen.boxes, seen.scores), least)
+        return dataclasses.replace(result, prediction=told)
 
     def forget(self, camera: str) -> None:
         """A camera is gone, or begins anew."""
         self._cameras.pop(camera, None)
 
-    def _told(self, seen: Seen, track_ids: NDArray[np.int64]) -> Seen:
-        kept = (seen.scores >= np.float32(self._threshold)) | (track_ids >= 0)
-        tracked = dataclasses.replace(seen, track_ids=track_ids)
-        return tracked if kept.all() else _chosen(tracked, np.flatnonzero(kept))
+
+def _told(seen: Seen, track_ids: NDArray[np.int64], least: NDArray[np.float32]) -> Seen:
+    """What reaches its threshold, and what belongs to a track."""
+    kept = (seen.scores >= least) | (track_ids >= 0)
+    tracked = dataclasses.replace(seen, track_ids=track_ids)
+    return tracked if kept.all() else _chosen(tracked, np.flatnonzero(kept))
 
 
 def tracks_of(config: Config) -> Tracks | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.config import CameraOptions
-from edge_agent.data import Crossing, Detections, Event, Poses, Result, TrackState
+from edge_agent.data import Crossing, Detections, Event, ModelRef, Poses, Result, TrackState
 from edge_agent.predictions import label
 
 Point: TypeAlias = tuple[float, float]
@@ -35,9 +35,7 @@ class Watch:
     def __call__(self, result: Result) -> tuple[Result, Sequence[Event]]:
         """The result with its zones' counts, and what happened since the camera's last one."""
         camera = self._cameras.get(result.frame.camera)
-        if camera is None or not isinstance(result.prediction, (Detections, Poses)):
-            return result, ()
-        return camera(result)
+        return camera(result) if camera is not None else (result, ())
 
     def forget(self, name: str) -> None:
         """A camera is gone."""
@@ -48,6 +46,7 @@ class Watch:
 class _Object:
     state: TrackState
     place: Point
+    model: ModelRef
     missing: int = 0
 
 
@@ -65,7 +64,8 @@ class _CameraWatch:
         events = list(self._ended(result, all_of_them=self._model is not result.model))
         self._model = result.model
         seen = result.prediction
-        assert isinstance(seen, (Detections, Poses))
+        if not isinstance(seen, (Detections, Poses)):
+            return result, events
         places = _standing(seen.boxes, result)
         inside = {name: _inside(places, np.array(polygon)) for name, polygon in self.zones.items()}
         labels = [label(result.model.names, class_id) for class_id in seen.class_ids.tolist()]
@@ -85,7 +85,7 @@ class _CameraWatch:
 
     def _moved(self, result: Result, track_id: int, state: TrackState, place: Point) -> Iterator[Event]:
         known = self._objects.get(track_id)
-        self._objects[track_id] = _Object(state, place)
+        self._objects[track_id] = _Object(state, place, result.model)
         if known is None:
             yield Event(result, "new", track_id, None, state, entered=state.zones)
             return
@@ -116,7 +116,14 @@ class _CameraWatch:
         """Another model begins with objects of its own."""
         if all_of_them:
             for track_id, known in self._objects.items():
-                yield Event(result, "end", track_id, known.state, None, left=known.state.zones)
+                yield Event(
+                    dataclasses.replace(result, model=known.model),
+                    "end",
+                    track_id,
+                    known.state,
+                    None,
+                    left=known.state.zones,
+                )
             self._objects.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -400,6 +401,14 @@ def test_what_cannot_fit_together_is_refused_in_a_sentence(model: Model, sentenc
         (Model("", {"predicted_depth": (1, 64, 64)}), "depth"),
         (Model("", {"image_embeds": (1, 512)}), "embedding"),
         (Model("", {"heatmaps": (1, 17, 64, 48)}), "heatmaps"),
+        (Model("", {"out": (1, 17, 64, 48)}, input=(1, 3, 256, 192)), "heatmaps"),
+        (Model("", {"out": (1, 256, 384)}, input=(1, 3, 256, 384)), "depth"),
+        (Model("", {"out": (1, 512, 1024)}, input=(1, 3, 512, 1024), dtype="int64"), "segmentation"),
+        (Model("", {"out": (1, 1, 320, 320), "aux": (1, 1, 320, 320)}, input=(1, 3, 320, 320)), "segmentation"),
+        (Model("", {"out": (1, 25500, 85)}, input=(1, 3, 640, 640)), "yolo"),
+        (Model("", {"dets": (1, 300, 4), "labels": (1, 300, 4)}), "detr"),
+        (Model("", {"action": (1, 100, 6)}), "raw"),
+        (Model("", {"fc1": (1, 512)}, input=(1, 3, 112, 112)), "embedding"),
         (Model("", {"actions": (1, 5, 7, 3, 2)}), "raw"),
     ],
 )
@@ -407,6 +416,47 @@ def test_models_are_told_by_their_outputs(model: Model, family: str) -> None:
     proposal = propose(model.facts)
     assert proposal.family == family
     assert proposal.because
+
+
+def test_a_list_of_rows_is_read_by_its_columns_one_picture_at_a_time() -> None:
+    facts = ModelFacts(
+        (TensorSpec("images", (None, 3, 64, 64), "float32"),), (TensorSpec("out", (None, 7), "float32"),)
+    )
+    family, proposal = make_family(facts, ModelOptions(path="m.onnx"), ["a", "b"], LOW)
+    assert (proposal.family, family.takes_batches) == ("ssd", False)
+    rows = np.array([[0, 8, 16, 40, 48, 1, 0.9], [0, 8, 16, 40, 48, 5, 0.9], [0, 1, 2, 3, 4, 0, 0.1]], np.float32)
+    [candidates] = family.reduce({"out": rows})
+    found = family.decode(candidates, place(64, 64, family.preprocess))
+    assert found.boxes.tolist() == [[8, 16, 40, 48]]
+    assert found.class_ids.tolist() == [1]
+    own = ModelOptions(path="m.onnx", options={"columns": ["class", "score", "y1", "x1", "y2", "x2", "batch"]})
+    family, _ = make_family(facts, own, ["a", "b"], LOW)
+    rows = np.array([[1, 0.8, 16, 8, 48, 40, 0]], np.float32)
+    found = family.decode(family.reduce({"out": rows})[0], place(64, 64, family.preprocess))
+    assert found.boxes.tolist() == [[8, 16, 40, 48]]
+
+
+def test_a_class_beside_those_of_rf_detr_is_none() -> None:
+    model = Model("detr", {"dets": (1, 5, 4), "labels": (1, 5, 3)}, labels=2, input=(1, 3, 64, 64))
+    logits = np.full((1, 5, 3), -9, np.float32)
+    logits[0, 1, 1], logits[..., 2] = 3, 3
+    boxes = np.full((1, 5, 4), 0.5, np.float32)
+    family = model.make()
+    found = family.decode(family.reduce({"dets": boxes, "labels": logits})[0], place(64, 64, family.preprocess))
+    assert found.class_ids.tolist() == [1]
+    assert family.preprocess.scale == 1.0  # ImageNet's mean
+
+
+@pytest.mark.parametrize("name", ["dense", "grids", "nanodet", "detr", "ssd", "heatmaps", "movenet", "simcc", "yunet"])
+def test_quantised_numbers_are_refused_unless_the_entry_says_what_they_mean(name: str) -> None:
+    model = dataclasses.replace(MODELS[name], dtype="uint8")
+    with pytest.raises(ModelError, match="holds uint8; say what its numbers mean, such as dequantize"):
+        model.make()
+
+
+def test_labels_for_a_model_that_has_no_classes_are_refused() -> None:
+    with pytest.raises(ModelError, match="the entry names 3 labels, the family 'depth' has no classes"):
+        dataclasses.replace(MODELS["depth"], labels=3).make()
 
 
 def test_an_output_that_changes_its_size_is_an_engine_error() -> None:

@@ -69,7 +69,7 @@ CASES = {
     "nanodet_opencv_zoo": Case("nanodet", {"nms": "agnostic"}),
     "nanodet_plus": Case("nanodet", says=True, labels=12),
     "efficient_nms": Case("ssd", labels=80, score=0.25),
-    "tf_detection": Case("ssd"),
+    "tf_detection": Case("ssd", {"first_class": 0}),
     "simcc": Case("simcc", score=0.1),
     "heatmap_quarter": Case("heatmaps", score=0.1),
     "heatmap_dark": Case("heatmaps", {"refine": "dark"}, score=0.1),

@@ -87,6 +87,14 @@ def test_an_object_that_grows_faint_keeps_its_track_and_what_is_faint_alone_is_n
     assert len(result.prediction) == 1
 
 
+def test_a_class_has_its_own_threshold_when_followed_too() -> None:
+    follow = tracks()
+    model = dataclasses.replace(MODEL, thresholds={0: 0.2})
+    result = dataclasses.replace(seen((10, 10, 30, 50), scores=[0.3]), model=model)
+    assert len(follow(result).prediction) == 1
+    assert len(tracks()(seen((10, 10, 30, 50), scores=[0.3])).prediction) == 0
+
+
 def test_what_cannot_be_followed_goes_through_as_it_is() -> None:
     result = dataclasses.replace(seen(), prediction=Embedding(np.ones(1, np.float32)))
     assert tracks()(result) is result
@@ -188,7 +196,11 @@ def test_another_model_ends_all_that_was_followed() -> None:
     first = dataclasses.replace(first, prediction=dataclasses.replace(first.prediction, track_ids=np.array([1])))
     assert told(watch(first)[1]) == [("new", ("yard",), (), ())]
     second = dataclasses.replace(first, model=ModelRef("n", "1", "detect", MODEL.names))
-    assert told(watch(second)[1]) == [("end", (), ("yard",), ()), ("new", ("yard",), (), ())]
+    events = watch(second)[1]
+    assert told(events) == [("end", (), ("yard",), ()), ("new", ("yard",), (), ())]
+    assert events[0].result.model is MODEL  # whose labels it had
+    blind = dataclasses.replace(second, model=ModelRef("c", "1", "embed"), prediction=Embedding(np.ones(1, np.float32)))
+    assert told(watch(blind)[1]) == [("end", (), ("yard",), ())]
 
 
 @settings(max_examples=100, deadline=None)

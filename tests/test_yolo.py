@@ -143,7 +143,7 @@ def test_labels_come_from_the_entry_then_the_file_then_the_ids() -> None:
     ("make", "sentence"),
     [
         (lambda: family((1, 6, 84), labels=["one"]), "the entry names 1 labels, the model's output has 2 classes"),
-        (lambda: family((1, 85, 8)), "does not tell its head"),
+        (lambda: family((1, 86, 8)), "does not tell its head"),
         (lambda: family((1, 80, 8), head="yolox"), "the model gives 80 cells, but strides"),
         (lambda: family((1, 100, 7), head="end_to_end"), "has 7 values a box, a detect head of this kind 6"),
         (lambda: family((1, 84)), "a YOLO head is one output"),

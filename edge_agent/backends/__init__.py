@@ -136,7 +136,7 @@ def fitted_constants(facts: ModelFacts, constants: Constants, batch: int) -> dic
         shape = tuple(batch if size is None else size for size in tensor.shape)
         try:
             fitted[tensor.name] = np.ascontiguousarray(np.broadcast_to(given, shape).astype(tensor.dtype))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ModelError(
                 f"inputs.{tensor.name}: the input is {list(tensor.shape)}, "
                 f"values of shape {list(given.shape)} do not fit"

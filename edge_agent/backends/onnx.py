@@ -23,6 +23,11 @@ from edge_agent.frames import new_image
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int16)": "int16",
     "tensor(uint8)": "uint8",
     "tensor(int8)": "int8",
     "tensor(int32)": "int32",

@@ -56,6 +56,8 @@ class Family(Protocol):
     where facts and entry do not fit together."""
 
     Options: ClassVar[type[Table]]
+    takes_batches: bool
+    """Whether its outputs keep the pictures of a batch apart."""
 
     @staticmethod
     def recognise(facts: ModelFacts) -> Guess | None:

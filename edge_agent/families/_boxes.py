@@ -58,7 +58,7 @@ class Selection:
     def __init__(self, options: BoxOptions, thresholds: Thresholds, labels: Sequence[str]) -> None:
         if not hasattr(cv2.dnn, "NMSBoxesBatched"):
             raise ModelError(f"OpenCV {cv2.__version__} is too old for batched NMS; 4.7 or newer is needed")
-        self._nms = options.nms
+        self.nms = options.nms
         self._iou = thresholds.iou
         self._most = thresholds.max_detections
         self.threshold = thresholds.least
@@ -75,13 +75,18 @@ class Selection:
         """The places of those that stay, best first. Boxes and scores are finite."""
         if self._by_class is None:
             return self._suppressed(corners, scores, class_ids)
-        wanted = np.flatnonzero(scores >= self._by_class[class_ids])
+        wanted = self.wanted(scores, class_ids)
         return wanted[self._suppressed(corners[wanted], scores[wanted], class_ids[wanted])]
 
+    def wanted(self, scores: Floats, class_ids: NDArray[np.int64]) -> NDArray[np.intp]:
+        """The places of those that reach the threshold of their class."""
+        least = np.float32(self.threshold) if self._by_class is None else self._by_class[class_ids]
+        return np.flatnonzero(scores >= least)
+
     def _suppressed(self, corners: Floats, scores: Floats, class_ids: NDArray[np.int64]) -> NDArray[np.intp]:
-        if self._nms == "none" or len(scores) < 2:
+        if self.nms == "none" or len(scores) < 2:
             return np.argsort(-scores, kind="stable")[: self._most]
-        together = class_ids if self._nms == "class" else np.zeros_like(class_ids)
+        together = class_ids if self.nms == "class" else np.zeros_like(class_ids)
         sized = (corners @ _SIZED).tolist()
         kept = cv2.dnn.NMSBoxesBatched(sized, scores.tolist(), together.tolist(), 0.0, self._iou)  # best first
         return np.array(kept[: self._most], np.intp)

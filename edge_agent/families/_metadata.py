@@ -37,6 +37,16 @@ def file_labels(facts: ModelFacts) -> Sequence[str] | None:
     return None
 
 
+def require_real(facts: ModelFacts, *outputs: str) -> None:
+    """Raises `ModelError` where an output that scores and places are read from holds quantised numbers."""
+    for spec in facts.outputs:
+        if spec.name in outputs and not spec.dtype.startswith("float"):
+            raise ModelError(
+                f"{spec.name} holds {spec.dtype}; say what its numbers mean, such as "
+                f"dequantize = {{ {spec.name!r} = [0.0039, 0] }} (scale and zero point)"
+            )
+
+
 def literal(key: str, text: str) -> object:
     """A value of the file's metadata, where Ultralytics writes Python literals and others JSON."""
     try:

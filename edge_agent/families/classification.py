@@ -33,6 +33,7 @@ class ClassificationFamily:
     """The likeliest classes."""
 
     Options: ClassVar[type[Table]] = ClassificationOptions
+    takes_batches = True
     task = "classify"
     reduction = None
 

@@ -28,6 +28,7 @@ class DepthFamily:
     """A map of depths, or of their inverse, as the model gives it."""
 
     Options: ClassVar[type[Table]] = DepthOptions
+    takes_batches = True
     task = "depth"
     reduction = None
     names = Names()

@@ -29,7 +29,7 @@ from edge_agent.families._boxes import (
     sigmoid,
     softmax,
 )
-from edge_agent.families._metadata import file_labels, labels_of
+from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import IMAGENET, RGB_0_1, picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -49,6 +49,7 @@ class DetrFamily:
     """Boxes with classes and scores."""
 
     Options: ClassVar[type[Table]] = DetrOptions
+    takes_batches = True
     task = "detect"
     reduction = None
 
@@ -71,17 +72,21 @@ class DetrFamily:
         assert isinstance(options, DetrOptions)
         logits, boxes = _outputs(meaning.facts)
         self._logits, self._boxes = logits.name, boxes.name
+        require_real(meaning.facts, logits.name, boxes.name)
         values = logits.shape[2]
         if values is None:
             raise ModelError(f"the output {shown(logits.shape)} does not say how many classes there are")
         labels = meaning.labels if meaning.labels is not None else file_labels(meaning.facts)
-        self._softmax = _is_softmax(options, labels, values)
-        # Of those with a sigmoid RF-DETR, which calls its outputs so, wants ImageNet's mean.
-        is_plain = not self._softmax and options.normalize == "auto" and (boxes.name, logits.name) != ("dets", "labels")
+        is_rf_detr = (boxes.name, logits.name) == ("dets", "labels")
+        self._softmax = not is_rf_detr and _is_softmax(options, labels, values)
+        # RF-DETR has a sigmoid, perhaps a column more than classes, and wants ImageNet's mean.
+        spare = int(is_rf_detr and labels is not None and len(labels) == values - 1)
+        self._classes = values - max(spare, int(self._softmax))
+        is_plain = not self._softmax and options.normalize == "auto" and not is_rf_detr
         normal = RGB_0_1 if is_plain or options.normalize == "none" else IMAGENET
         # Its positions are learnt over the whole input: pictures are stretched over it.
         self.preprocess = picture_spec(meaning, resize="stretch", **normal)
-        self.names = Names(labels_of(meaning.labels, meaning.facts, values - self._softmax))
+        self.names = Names(labels_of(meaning.labels, meaning.facts, self._classes))
         self._options = options
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
         self._scale = np.array([self.preprocess.width, self.preprocess.height] * 2, np.float32)
@@ -114,7 +119,7 @@ class DetrFamily:
                 kept = np.flatnonzero(scores >= threshold)
                 queries, class_ids, scores = queries[kept], class_ids[kept], scores[kept]
             else:
-                likely = sigmoid(logits)
+                likely = sigmoid(logits[:, : self._classes])
                 queries, class_ids = np.nonzero(likely >= threshold)
                 scores = likely[queries, class_ids]
         best = np.argsort(-scores, kind="stable")[: min(len(logits), self._options.top_k)]
@@ -131,7 +136,7 @@ def _outputs(facts: ModelFacts) -> tuple[TensorSpec, TensorSpec]:
     boxes = [spec for spec in flat if spec.shape[2] == 4]
     logits = [spec for spec in flat if spec.shape[2] != 4 and spec.shape[1] == boxes[0].shape[1]] if boxes else []
     if len(flat) == 2 and len(boxes) == 2:  # four classes
-        logits = [spec for spec in boxes if "logit" in spec.name]
+        logits = [spec for spec in boxes if "logit" in spec.name or spec.name == "labels"]
         boxes = [spec for spec in boxes if spec not in logits]
     if len(boxes) != 1 or len(logits) != 1:
         listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)

@@ -29,6 +29,7 @@ class EmbeddingFamily:
     """A vector of length 1."""
 
     Options: ClassVar[type[Table]] = EmbeddingOptions
+    takes_batches = True
     task = "embed"
     reduction = None
     names = Names()

@@ -9,18 +9,20 @@ several people the peaks go to the nearest pose that lacks the keypoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_agent.config import Positive, Share, Table
+from edge_agent.config import Share, Table
 from edge_agent.data import ModelFacts, Names, Poses, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._keypoints import COCO_NAMES, KeypointOptions, keypoint_names, no_poses, of_keypoints
+from edge_agent.families._metadata import require_real
 from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, are_channels_last, picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -38,7 +40,7 @@ class HeatmapOptions(KeypointOptions):
     scores: Literal["values", "logits"] = "values"
     center: Share = 0.0
     aligned: bool = False
-    blur: Positive = 2.0
+    blur: Annotated[float, Meta(gt=0, le=10)] = 2.0
     max_distance: Share = 0.3
     normalize: Literal["none", "imagenet", "signed"] = "imagenet"
 
@@ -47,6 +49,7 @@ class HeatmapFamily:
     """Poses."""
 
     Options: ClassVar[type[Table]] = HeatmapOptions
+    takes_batches = True
     task = "pose"
     reduction = None
 
@@ -59,13 +62,14 @@ class HeatmapFamily:
         told = facts.metadata.get("task") in ("pose", "keypoint-detection") or "heatmap" in spec.name.lower()
         if len(facts.outputs) > 1 or not (told or count == len(COCO_NAMES)):
             return None
-        return Guess(3 if told else 1, [f"the output {spec.name!r} {shown(spec.shape)} is {count} maps of keypoints"])
+        return Guess(3 if told else 2, [f"the output {spec.name!r} {shown(spec.shape)} is {count} maps of keypoints"])
 
     def __init__(self, meaning: Meaning) -> None:
         options = meaning.options
         assert isinstance(options, HeatmapOptions)
         spec, self._is_last, count = _output(meaning.facts, options)
         self._output = spec.name
+        require_real(meaning.facts, spec.name)
         normal = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}[options.normalize]
         self.preprocess = picture_spec(meaning, pad=0, **normal)
         points, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, count)

@@ -17,6 +17,7 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
+from edge_agent.families._metadata import require_real
 from edge_agent.families._pictures import picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -32,6 +33,7 @@ class MoveNetFamily:
     """Poses."""
 
     Options: ClassVar[type[Table]] = MoveNetOptions
+    takes_batches = True
     task = "pose"
     reduction = None
 
@@ -55,6 +57,7 @@ class MoveNetFamily:
         points, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, _POINTS)
         self.names = Names(tuple(meaning.labels or ("person",)), points, skeleton)
         self._output = meaning.facts.outputs[0].name
+        require_real(meaning.facts, self._output)
         self._threshold = meaning.thresholds.score
         self._scale = np.array([self.preprocess.height, self.preprocess.width, 1], np.float32)
 

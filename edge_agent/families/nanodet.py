@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_agent.config import Count, Table
@@ -19,7 +20,7 @@ from edge_agent.data import Candidates, Detections, ModelFacts, Names, Preproces
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import BoxOptions, Floats, Selection, detections, finite, nothing, sigmoid, softmax
-from edge_agent.families._metadata import file_labels, labels_of
+from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -33,7 +34,7 @@ class NanoDetOptions(BoxOptions):
     """`[models.<name>.options]` of a NanoDet model. `center`: where a cell's centre lies in it, 0.5 in NanoDet, 0 in
     NanoDet-Plus; `bins`: of each side, where classes and distances share a tensor."""
 
-    strides: tuple[int, ...] | None = None
+    strides: Annotated[tuple[Count, ...], Meta(min_length=1)] | None = None
     center: float | None = None
     bins: Count | None = None
     scores: Literal["probabilities", "logits"] = "probabilities"
@@ -43,6 +44,7 @@ class NanoDetFamily:
     """Boxes with classes and scores."""
 
     Options: ClassVar[type[Table]] = NanoDetOptions
+    takes_batches = True
     task = "detect"
     reduction = None
 
@@ -63,6 +65,7 @@ class NanoDetFamily:
         # Trained without keeping the ratio, NanoDet takes the whole picture stretched.
         self.preprocess = picture_spec(meaning, color="bgr", scale=1.0, mean=_MEAN_BGR, std=_STD_BGR, resize="stretch")
         self._options = options
+        require_real(meaning.facts, *(spec.name for spec in meaning.facts.outputs))
         pairs = _pairs(meaning.facts)
         self._pairs = None if pairs is None else [(classes.name, sides.name) for classes, sides in pairs]
         if pairs is None:

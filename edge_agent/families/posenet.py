@@ -17,12 +17,14 @@ import cv2
 import msgspec
 import numpy as np
 
+from edge_agent import plugins
 from edge_agent.config import Positive, Share, Table
 from edge_agent.data import ModelFacts, Names, Poses, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._keypoints import COCO_NAMES, KeypointOptions, keypoint_names, no_poses, of_keypoints
+from edge_agent.families._metadata import require_real
 from edge_agent.families._pictures import RGB_SIGNED, picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -75,6 +77,7 @@ class PoseNetFamily:
     """Poses."""
 
     Options: ClassVar[type[Table]] = PoseNetOptions
+    takes_batches = True
     task = "pose"
     reduction = None
 
@@ -91,6 +94,7 @@ class PoseNetFamily:
         options = meaning.options
         assert isinstance(options, PoseNetOptions)
         self._outputs = _outputs(meaning.facts, options)
+        require_real(meaning.facts, *self._outputs.values())
         self.preprocess = picture_spec(meaning, resize="stretch", **RGB_SIGNED)
         points, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, _POINTS)
         self.names = Names(tuple(meaning.labels or ("person",)), points, skeleton)
@@ -113,7 +117,7 @@ class PoseNetFamily:
             [(self.preprocess.height - 1) / max(1, height - 1), (self.preprocess.width - 1) / max(1, width - 1)],
             np.float32,
         )
-        one = self._options.people == "one" or maps.forward is None
+        one = self._options.people == "one" or maps.forward is None or maps.backward is None
         people = [self._single(maps, stride)] if one else self._several(maps, stride)
         scores = self._pose_scores(people)
         least = self._options.min_pose_score
@@ -221,6 +225,10 @@ Family = PoseNetFamily
 def _outputs(facts: ModelFacts, options: PoseNetOptions) -> dict[str, str]:
     """The outputs' names by role. Raises `ModelError`."""
     found: dict[str, str] = {str(role): name for role, name in options.outputs.items()}
+    known = [spec.name for spec in facts.outputs]
+    for name in found.values():
+        if name not in known:
+            raise ModelError(f"options.outputs: there is no output {name!r}{plugins.nearest(name, known)}")
 
     def of_width(width: int) -> list[TensorSpec]:
         return [spec for spec in facts.outputs if len(spec.shape) == 4 and spec.shape[3] == width]

@@ -55,6 +55,7 @@ class SegmentationFamily:
     """A class map, each class's share, and regions."""
 
     Options: ClassVar[type[Table]] = SegmentationOptions
+    takes_batches = True
     task = "segment"
     reduction = None
 
@@ -149,7 +150,9 @@ class SegmentationFamily:
             with np.errstate(invalid="ignore"):
                 numbers = np.nan_to_num(seen.astype(np.float32)) if seen.dtype.kind == "f" else seen
             return np.clip(numbers, 0, len(self.labels) - 1).astype(kind), None
-        values = np.nan_to_num(seen.astype(np.float32, copy=False), nan=-1e4, posinf=1e4, neginf=-1e4)
+        values = seen.astype(np.float32, copy=False)
+        if not np.isfinite(values.sum()):
+            values = np.nan_to_num(values, nan=-1e4, posinf=1e4, neginf=-1e4)
         if self._is_binary:
             likely = values[0] if np.min(values) >= 0 and np.max(values) <= 1 else sigmoid(values[0])
             is_there = likely >= 0.5
@@ -158,8 +161,10 @@ class SegmentationFamily:
         best = values.max(0)
         if np.min(values) >= 0 and np.allclose(values[:, :1].sum(0), 1, atol=1e-2):
             return class_map, best  # probabilities already
-        likely = 1.0 / np.exp(values - best).sum(0)
-        return class_map, likely.astype(np.float32, copy=False)
+        likely = np.ones(best.shape, np.float32)
+        told = ~np.isin(class_map, list(self._grounds))  # no region asks how likely the background is
+        likely[told] = 1.0 / np.exp(values[:, told] - best[told]).sum(0)
+        return class_map, likely
 
     def _regions(
         self, class_map: NDArray[Any], scores: Floats | None, ratios: NDArray[np.float64], placement: Placement

@@ -18,6 +18,7 @@ from edge_agent.data import ModelFacts, Names, Poses, Tensors
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
+from edge_agent.families._metadata import require_real
 from edge_agent.families._pictures import IMAGENET, picture_sides, picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -34,6 +35,7 @@ class SimccFamily:
     """The pose of the person that the picture shows."""
 
     Options: ClassVar[type[Table]] = SimccOptions
+    takes_batches = True
     task = "pose"
     reduction = None
 
@@ -52,6 +54,7 @@ class SimccFamily:
         options = meaning.options
         assert isinstance(options, SimccOptions)
         self._x, self._y = _outputs(meaning.facts)
+        require_real(meaning.facts, self._x, self._y)
         self.preprocess = picture_spec(meaning, pad=0, **IMAGENET)
         shape = next(spec.shape for spec in meaning.facts.outputs if spec.name == self._x)
         self._options, self._facts = options, meaning.facts

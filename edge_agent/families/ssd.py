@@ -34,7 +34,7 @@ from edge_agent.families._boxes import (
     nothing,
     softmax,
 )
-from edge_agent.families._metadata import file_labels, labels_of
+from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import BGR_0_255, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
 
@@ -62,7 +62,7 @@ class SsdOptions(BoxOptions):
     columns: list[Column] | None = None
     box_format: BoxFormat | None = None
     box_units: BoxUnits | None = None
-    first_class: int = 0
+    first_class: int | None = None
     background: Literal["auto", "none", "first", "last"] = "auto"
     activation: Literal["none", "softmax", "sigmoid"] = "none"
 
@@ -85,6 +85,7 @@ class SsdFamily:
     """Boxes with classes and scores."""
 
     Options: ClassVar[type[Table]] = SsdOptions
+    takes_batches = True
     task = "detect"
     reduction = None
 
@@ -116,16 +117,23 @@ class SsdFamily:
         else:
             roles = _roles(facts, {str(role): name for role, name in options.outputs.items()})
         self._roles = roles
+        require_real(meaning.facts, roles.boxes, roles.scores)
+        self.takes_batches = rows is None and len(_spec(facts, roles.boxes).shape) == 3
         self._options = options
-        self._batch = picture_tensor(facts).shape[0]
         is_tensorflow = _is_tensorflow(facts)
         # Detectors of this kind see the whole picture stretched; TensorFlow's want -1..1.
         # What ends in a plugin of TensorRT was a YOLO, which wants letterboxes.
-        resize = "letterbox" if roles.count is not None and not is_tensorflow else "stretch"
+        is_yolo = rows is not None or roles.count is not None
+        resize = "letterbox" if is_yolo and not is_tensorflow else "stretch"
         defaults: dict[str, Any] = {"resize": resize, **(RGB_SIGNED if is_tensorflow else RGB_0_1)}
         if roles.scores == roles.boxes and rows is None:  # MMDeploy's, of a YOLOX
             defaults = {"resize": "letterbox", "anchor": "top-left", **BGR_0_255}
+        if _is_ultraface(roles):
+            defaults |= {"scale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3}
         self.preprocess = picture_spec(meaning, **defaults)
+        # TensorFlow's detection models count classes from 1, what its Lite makes of them from 0.
+        counts_from_1 = roles.classes is not None and roles.classes.startswith("detection_classes")
+        self._first_class = int(counts_from_1) if options.first_class is None else options.first_class
         form, units = _box_form(facts, roles)
         self._form: BoxFormat = options.box_format or form
         self._scale = None
@@ -178,7 +186,7 @@ class SsdFamily:
 
     def _chosen(self, boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any], count: int) -> Candidates:
         with np.errstate(invalid="ignore"):
-            numbers = classes.astype(np.float32) - self._options.first_class
+            numbers = classes.astype(np.float32) - self._first_class
             valid = (scores.astype(np.float32) >= np.float32(self._selection.threshold)) & (numbers >= 0)
             valid &= numbers < len(self.labels)
         valid[max(0, count) :] = False
@@ -188,13 +196,10 @@ class SsdFamily:
         )
 
     def _rows(self, rows: NDArray[Any], columns: Sequence[Column]) -> Sequence[Candidates]:
-        """Of a list of all pictures' rows, which say whose they are, or of one list a picture."""
+        """Of one list of rows, or of one a picture."""
         if rows.shape[-1] != len(columns):
             raise EngineError(f"the model gave rows of {rows.shape[-1]} values, options.columns names {len(columns)}")
         lists = list(rows) if rows.ndim == 3 else [rows]
-        if rows.ndim == 2 and "batch" in columns and self._batch != 1:
-            whose = rows[:, columns.index("batch")]
-            lists = [rows[whose == index] for index in range(int(whose.max(initial=0)) + 1)]
         order = [columns.index(side) for side in ("x1", "y1", "x2", "y2")]
         return [
             self._chosen(one[:, order], one[:, columns.index("score")], one[:, columns.index("class")], len(one))
@@ -288,6 +293,10 @@ def _told_by_name(name: str) -> str | None:
     return next((role for role, words in _WORDS.items() if any(word in lowered for word in words)), None)
 
 
+def _spec(facts: ModelFacts, name: str) -> TensorSpec:
+    return next(spec for spec in facts.outputs if spec.name == name)
+
+
 def _first(specs: Sequence[TensorSpec], fits: Any) -> str | None:
     return next((spec.name for spec in specs if fits(spec)), None)
 
@@ -313,7 +322,14 @@ def _is_tensorflow(facts: ModelFacts) -> bool:
 def _box_form(facts: ModelFacts, roles: _Roles) -> tuple[BoxFormat, BoxUnits]:
     if _is_tensorflow(facts) or roles.boxes.startswith("detection_boxes"):
         return "yxyx", "normalized"
+    if _is_ultraface(roles):
+        return "xyxy", "normalized"
     return "xyxy", "pixels"
+
+
+def _is_ultraface(roles: _Roles) -> bool:
+    """UltraFace: two columns of scores, background and face."""
+    return roles.classes is None and roles.columns == 2 and (roles.scores, roles.boxes) == ("scores", "boxes")
 
 
 def _columns(meaning: Meaning, options: SsdOptions, roles: _Roles) -> slice:
@@ -323,6 +339,8 @@ def _columns(meaning: Meaning, options: SsdOptions, roles: _Roles) -> slice:
     if background == "auto":
         spare = labels is not None and roles.columns == len(labels) + 1
         background = "first" if spare or (labels is None and roles.columns == 2) else "none"
+    if background != "none" and (roles.columns or 0) < 2:
+        raise ModelError(f"options.background: of {roles.columns} column of scores none is left")
     return {"none": slice(None), "first": slice(1, None), "last": slice(None, -1)}[background]
 
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_agent.config import Count, Table
@@ -50,15 +51,16 @@ from edge_agent.families._boxes import (
 )
 from edge_agent.families._keypoints import keypoint_names, no_poses, posed
 from edge_agent.families._masks import masks_of
-from edge_agent.families._metadata import file_labels, labels_of, literal
+from edge_agent.families._metadata import file_labels, labels_of, literal, require_real
 from edge_agent.families._oriented import fast_nms, turned_corners
-from edge_agent.families._pictures import BGR_0_255, RGB_0_1, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import BGR_0_255, RGB_0_1, picture_sides, picture_spec, shown
 from edge_agent.geometry import Placement
 
 Head = Literal["dense", "objectness", "yolox", "end_to_end", "queries"]
 Task = Literal["detect", "segment", "pose", "obb"]
 
-_STRIDES = (8, 16, 32)
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
+"""That YOLO models have, the commonest first."""
 _ANCHORS = 3  # a cell, of heads with objectness
 _MOST_END_TO_END = 1000
 _MANY_CLASSES = 1000
@@ -70,7 +72,7 @@ class YoloOptions(BoxOptions):
 
     head: Literal["auto", "dense", "objectness", "yolox", "end_to_end", "queries"] = "auto"
     task: Literal["auto", "detect", "segment", "pose", "obb"] = "auto"
-    strides: tuple[int, ...] = _STRIDES
+    strides: Annotated[tuple[Count, ...], Meta(min_length=1)] | None = None
     classes: Count | None = None
     box_format: BoxFormat | None = None
     box_units: BoxUnits | None = None
@@ -108,6 +110,7 @@ class YoloFamily:
     """Boxes with classes and scores; with masks, keypoints or corners, by the task."""
 
     Options: ClassVar[type[Table]] = YoloOptions
+    takes_batches = True
 
     @staticmethod
     def recognise(facts: ModelFacts) -> Guess | None:
@@ -124,26 +127,34 @@ class YoloFamily:
         elif head.task == "pose":
             because.append("56 rows without labels are one class and 17 keypoints")
         certain = told or head.kind == "objectness" or (head.kind == "end_to_end" and head.extras == 0)
-        cells = _cells(facts, _STRIDES)
-        certain = certain or (cells is not None and cells in _shape(facts, head.output)[1:])
+        shape = _shape(facts, head.output)
+        cells = _cells(facts, YoloOptions())
+        fits = head.kind in ("end_to_end", "queries") or not cells or any(side in shape for side in cells)
+        if not (told or fits or any(_ANCHORS * side in shape for side in cells)):
+            return None  # a map, perhaps, that is wider than high
+        certain = certain or any(side in shape[1:] for side in cells)
         return Guess(3 if told else 2 if certain else 1, because)
 
     def __init__(self, meaning: Meaning) -> None:
         options = meaning.options
         assert isinstance(options, YoloOptions)
         self._head = head = _head(meaning.facts, options, meaning.labels)
+        require_real(meaning.facts, head.output, head.prototypes or "")
         self.task: str = head.task
         defaults = BGR_0_255 | {"anchor": "top-left"} if head.kind == "yolox" else RGB_0_1
+        if head.kind == "queries":
+            defaults = {"resize": "stretch", **defaults}
         self.preprocess = picture_spec(meaning, **defaults)
         self.names = _names(meaning, options, head)
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
         self._form, self._scale = _boxes_form(options, head, self.preprocess)
         self._ends_there = head.kind == "end_to_end"
-        self._grid = _Grid(self.preprocess, options.strides) if head.kind == "yolox" else None
+        self._grid = None
+        if head.kind == "yolox":
+            self._grid = _grid(self.preprocess, options, _shape(meaning.facts, head.output)[1])
         if head.kind in ("end_to_end", "queries"):
             self._selection = Selection(msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.labels)
         cells = len(self._grid.strides) if self._grid else None
-        self._require_cells(_shape(meaning.facts, head.output), cells, options)
         self._reduction = Reduction(
             output=head.output,
             rows_first=head.rows_first,
@@ -213,9 +224,11 @@ class YoloFamily:
     def _oriented(
         self, boxes: Floats, scores: Floats, class_ids: NDArray[np.int64], angles: Floats, placement: Placement
     ) -> Detections:
-        order = np.argsort(-scores, kind="stable")
-        if not self._ends_there:
-            order = order[fast_nms(boxes[order], angles[order], class_ids[order], self._iou)]
+        wanted = self._selection.wanted(scores, class_ids)
+        order = wanted[np.argsort(-scores[wanted], kind="stable")]
+        if self._selection.nms != "none":
+            together = class_ids[order] if self._selection.nms == "class" else np.zeros(len(order), np.int64)
+            order = order[fast_nms(boxes[order], angles[order], together, self._iou)]
         order = order[: self._most]
         corners = placement.to_source(turned_corners(boxes[order], angles[order]), inside=False)
         hull = np.concatenate((corners.min(1), corners.max(1)), 1)
@@ -224,14 +237,6 @@ class YoloFamily:
         found = Detections(hull, scores[order], class_ids[order], corners=corners)
         is_seen = (hull[:, 2:] > hull[:, :2]).all(1)
         return found if is_seen.all() else chosen(found, np.flatnonzero(is_seen))
-
-    def _require_cells(self, shape: tuple[int | None, ...], cells: int | None, options: YoloOptions) -> None:
-        if cells is not None and shape[1] not in (None, cells):
-            raise ModelError(
-                f"the model gives {shape[1]} cells, but strides {options.strides} over "
-                f"{self.preprocess.width}x{self.preprocess.height} make {cells}; "
-                "set options.strides or preprocess.size"
-            )
 
 
 Family = YoloFamily
@@ -263,6 +268,20 @@ class _Grid:
         centers = (raw[:, :2] + self.cells[cells]) * stride
         sizes = np.exp(np.clip(raw[:, 2:4], -LOG_LIMIT, LOG_LIMIT)) * stride
         return np.concatenate((centers, sizes), 1)
+
+
+def _grid(spec: PreprocessSpec, options: YoloOptions, cells: int | None) -> _Grid:
+    """The grid of the strides that make so many cells. Raises `ModelError`."""
+    tried = [options.strides] if options.strides else _STRIDES
+    for strides in tried:
+        grid = _Grid(spec, strides)
+        if cells in (None, len(grid.strides)):
+            return grid
+    made = len(_Grid(spec, tried[0]).strides)
+    raise ModelError(
+        f"the model gives {cells} cells, but strides {tried[0]} over {spec.width}x{spec.height} make {made}; "
+        "set options.strides or preprocess.size"
+    )
 
 
 def _head(facts: ModelFacts, options: YoloOptions, labels: Sequence[str] | None) -> _Head:
@@ -330,14 +349,14 @@ def _kind(
     known: int | None,
 ) -> Head:
     _, first, last = shape
-    cells = _cells(facts, options.strides)
+    cells = _cells(facts, options)
     if first is not None and (last is None or last > first):
         return "dense"
-    if last is not None and first is not None and cells is not None:
-        if first == _ANCHORS * cells:
+    if last is not None and first is not None:
+        if first in (_ANCHORS * side for side in cells):
             return "objectness"
         extras = _extras(facts, options, task or "detect", prototypes, last - 4)[0]
-        if first == cells:
+        if first in cells:
             return "dense" if known is not None and last - 4 - extras == known else "yolox"
     if last is not None and first is not None and first <= _MOST_END_TO_END:
         extras = _extras(facts, options, task or "detect", prototypes, last - 6)[0]
@@ -351,16 +370,13 @@ def _kind(
     )
 
 
-def _cells(facts: ModelFacts, strides: Sequence[int]) -> int | None:
-    """How many cells the strides make, where the input's size is fixed."""
-    try:
-        shape = picture_tensor(facts).shape
-    except ModelError:
-        return None
-    height, width = (shape[1], shape[2]) if shape[3] == 3 and shape[1] != 3 else (shape[2], shape[3])
-    if height is None or width is None:
-        return None
-    return sum((height // stride) * (width // stride) for stride in strides)
+def _cells(facts: ModelFacts, options: YoloOptions) -> list[int]:
+    """How many cells the strides may make; none where the input's size is not fixed."""
+    height, width = picture_sides(facts)
+    if not height or not width:
+        return []
+    tried = [options.strides] if options.strides else _STRIDES
+    return [sum((height // stride) * (width // stride) for stride in strides) for strides in tried]
 
 
 def _is_rows_first(shape: tuple[int | None, ...], kind: Head) -> bool:
@@ -390,14 +406,22 @@ def _extras(
 def _keypoint_shape(facts: ModelFacts, options: YoloOptions, room: int) -> tuple[int, int]:
     if text := facts.metadata.get("kpt_shape"):
         match literal("kpt_shape", text):
-            case [int(points), int(values)]:
+            case [int(points), int(2 | 3 as values)] if points > 0:
                 return points, values
+        raise ModelError(f"the model's metadata 'kpt_shape' is {text!r}, not [keypoints, 2 or 3]")
     points = len(options.keypoints) if options.keypoints else 17
     return points, 2 if room in (2 * points, 2 * points + 1) and room < 3 * points else 3
 
 
 def _names(meaning: Meaning, options: YoloOptions, head: _Head) -> Names:
-    labels = labels_of(meaning.labels, meaning.facts, head.classes)
+    try:
+        labels = labels_of(meaning.labels, meaning.facts, head.classes)
+    except ModelError as error:
+        if options.head == "auto" and head.kind == "yolox":
+            raise ModelError(
+                f'{error}; if it is a YOLOv8 whose output is transposed, set options.head = "dense"'
+            ) from error
+        raise
     if head.task != "pose":
         return Names(labels)
     names, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, head.extras // head.values)

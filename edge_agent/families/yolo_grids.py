@@ -33,7 +33,7 @@ from edge_agent.families._boxes import (
     nothing,
     sigmoid,
 )
-from edge_agent.families._metadata import file_labels, labels_of
+from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import RGB_0_1, picture_spec, shown
 from edge_agent.geometry import Placement
 
@@ -45,6 +45,9 @@ _DEFAULT_ANCHORS: Pairs = [
     [(116, 90), (156, 198), (373, 326)],
 ]
 _TINY_ANCHORS: Pairs = [[(10, 14), (23, 27), (37, 58)], [(81, 82), (135, 169), (344, 319)]]
+
+
+_RAW_DFL = 64 + 80
 
 
 class GridOptions(BoxOptions):
@@ -75,6 +78,7 @@ class YoloGridFamily:
     """Boxes with classes and scores."""
 
     Options: ClassVar[type[Table]] = GridOptions
+    takes_batches = True
     task = "detect"
     reduction = None
 
@@ -87,6 +91,8 @@ class YoloGridFamily:
             levels = _levels(facts, [3] * len(facts.outputs), None if labels is None else len(labels))
         except ModelError:
             return None
+        if any(spec.shape[1] == _RAW_DFL for spec in facts.outputs):
+            return None  # YOLOv8's, with distributions of sides and 80 classes
         sides = [level.rows for level in levels]
         if any(fine != 2 * coarse for fine, coarse in itertools.pairwise(sides)):
             return None
@@ -100,11 +106,14 @@ class YoloGridFamily:
         options = meaning.options
         assert isinstance(options, GridOptions)
         count = len(meaning.facts.outputs)
+        require_real(meaning.facts, *(spec.name for spec in meaning.facts.outputs))
         anchors = options.anchors
         if anchors is None:
             anchors = _TINY_ANCHORS if count == 2 else _DEFAULT_ANCHORS
         if len(anchors) != count:
             raise ModelError(f"options.anchors has {len(anchors)} lists, the model {count} grids; one list a grid")
+        if len({len(pairs) for pairs in anchors}) != 1 or not anchors[0]:
+            raise ModelError("options.anchors: every grid has as many anchors, one at least")
         labels = meaning.labels if meaning.labels is not None else file_labels(meaning.facts)
         known = len(labels) if labels is not None else None
         scales = options.center_scale if isinstance(options.center_scale, list) else [options.center_scale] * count

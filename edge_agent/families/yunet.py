@@ -29,6 +29,7 @@ from edge_agent.families._boxes import (
     visible,
 )
 from edge_agent.families._keypoints import keypoint_names
+from edge_agent.families._metadata import require_real
 from edge_agent.families._pictures import BGR_0_255, picture_spec
 from edge_agent.geometry import Placement
 
@@ -47,6 +48,7 @@ class YuNetFamily:
     """Faces: boxes with five points."""
 
     Options: ClassVar[type[Table]] = YuNetOptions
+    takes_batches = True
     task = "detect"
     reduction = None
 
@@ -61,6 +63,7 @@ class YuNetFamily:
         self._strides = _strides(meaning.facts)
         if not self._strides:
             raise ModelError("a YuNet model has the outputs cls_8, obj_8, bbox_8, kps_8, and so for other strides")
+        require_real(meaning.facts, *(spec.name for spec in meaning.facts.outputs))
         self.preprocess = picture_spec(meaning, **BGR_0_255, pad=0, anchor="top-left")
         labels = meaning.labels if meaning.labels is not None else ["face"]
         if len(labels) != 1:

@@ -13,6 +13,7 @@ from edge_agent.backends import Engine
 from edge_agent.data import Detections, Image, Poses, Prediction, Tensors
 from edge_agent.families import Family
 
+_LONGEST_LIST, _WIDEST_ROW = 1000, 64
 _SAME = 0.5  # IoU of two boxes that are one
 SLACK = 0.75
 """A detection is confirmed by one with this share of the threshold: what is just above it here may be just below
@@ -68,13 +69,19 @@ def _boxed(seen: Prediction) -> Detections:
 
 def _cosines(wanted: Tensors, got: Tensors) -> Iterator[tuple[str, float]]:
     for name, value in wanted.items():
-        a, b = value.astype(np.float64).ravel(), got[name].astype(np.float64).ravel()
+        a, b = (_ordered(one.astype(np.float64)).ravel() for one in (value, got[name]))
         if a.size != b.size:
             yield name, 0.0
             continue
         norm = float(np.linalg.norm(a) * np.linalg.norm(b))
         similarity = float(a @ b / norm) if norm else float(np.array_equal(a, b))
         yield name, similarity if np.isfinite(similarity) else 0.0
+
+
+def _ordered(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a list of the best by score, whose order a little noise changes, the values of each column in order."""
+    is_list = value.ndim == 3 and value.shape[1] <= _LONGEST_LIST and value.shape[2] <= _WIDEST_ROW
+    return np.sort(value, axis=1) if is_list else value
 
 
 def _confirmed(found: Detections, by: Detections, threshold: float) -> NDArray[np.bool_]:

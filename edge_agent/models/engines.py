@@ -372,7 +372,9 @@ def _differences(old: Key, new: Key) -> Mapping[str, str]:
 def _meaning_sha256(entry: ModelOptions) -> str:
     """Of all that says how pictures are prepared and outputs understood: calibration and agreement rest on it."""
     return hashlib.sha256(
-        msgspec.json.encode([entry.preprocess, entry.family, entry.options, entry.inputs, entry.dequantize])
+        msgspec.json.encode(
+            [entry.preprocess, entry.family, entry.options, entry.inputs, entry.dequantize, entry.labels]
+        )
     ).hexdigest()[:16]
 
 

@@ -77,6 +77,8 @@ def make_family(
         family = family_class(Meaning(facts, options, labels, entry.preprocess, thresholds))
     except ModelError as error:
         raise ModelError(f"{error}{_of_family(entry, proposal)}") from error
+    if labels is not None and not family.names.labels:
+        raise ModelError(f"the entry names {len(labels)} labels, the family {proposal.family!r} has no classes")
     if entry.dequantize:
         family = _dequantizing(family, entry.dequantize)
     return family, proposal

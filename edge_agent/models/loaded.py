@@ -58,6 +58,8 @@ class LoadedModel:
         outcome = self._engine.collect(pending.ticket)
         collected = time.monotonic_ns()
         candidates = family.reduce(outcome.tensors) if outcome.candidates is None else outcome.candidates
+        if len(candidates) != len(batch):
+            raise EngineError(f"{self.ref.name}: the outputs are of {len(candidates)} pictures, not of {len(batch)}")
         predictions = [family.decode(found, at) for found, at in zip(candidates, placements, strict=True)]
         ended = time.monotonic_ns()
         count = len(batch)
@@ -149,7 +151,7 @@ def _assemble(
         family, _ = make_family(engine.facts, stored.options, stored.labels(), inference, tracked_from)
         engine.prepare(
             family.preprocess,
-            max_batch=inference.max_batch,
+            max_batch=inference.max_batch if family.takes_batches else 1,
             reduction=family.reduction,
             constants=constants_of(stored),
         )
@@ -162,5 +164,7 @@ def _assemble(
     version = stored.options.version
     if stored.origin == "bundled":
         version = engine.facts.metadata.get("version", version)
-    ref = ModelRef(stored.name, version, family.task, family.names)
+    by_label = stored.options.options.get("class_thresholds", {})
+    thresholds = {i: by_label[label] for i, label in enumerate(family.names.labels) if label in by_label}
+    ref = ModelRef(stored.name, version, family.task, family.names, thresholds)
     return LoadedModel(ref, backend=backend, engine=engine, family=family)

@@ -1,6 +1,6 @@
 """Train the bundled models on the synthetic world and export them: `python -m train_demo`.
 
-Seeded; about two hours on two cores. The small detector and the one with keypoints start from the large one's weights.
+Seeded; about two hours on two cores. `demo-160` and `demo-pose` start from the weights of `demo-320`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def train_pose(out: Path, effort: float) -> None:
 
 def train_segmenter(out: Path, effort: float) -> None:
     names = dict(enumerate(("background", *CLASS_NAMES)))
-    facts = {"task": "semantic", "names": str(names), "stride": str(segmenter.STRIDE)}
+    facts = {"task": "semantic", "names": str(names), "stride": str(segmenter.STRIDE), "resize": "letterbox"}
     model = segmenter.Segmenter(len(names))
     scenes = Scenes(segmenter.SIZE, segmenter.class_map)
     trained = train(
