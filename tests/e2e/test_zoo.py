@@ -16,7 +16,7 @@ from edge_agent.sources.world import CLASS_NAMES, KEYPOINT_NAMES, World
 from tests import accuracy, schemas
 from tests.rigs import AgentProcess, Broker, Probe, config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 SEEDS = range(7_100, 7_106)  # worlds that the training never saw
 FRAMES = 40
