@@ -51,7 +51,7 @@ ASTRONAUT = {
 }
 CHELSEA = {
     "yolox": Seen((("cat", 0.601, 0.641, None),)),
-    "nanodet": Seen((("cat", 0.54, 0.62, None),)),
+    "nanodet": Seen((("cat", 0.54, 0.58, None),)),
     "efficientdet": Seen((("cat", 0.69, 0.79, (10, 2, 417, 298)),)),
     "deeplab": Seen(shares={"cat": 0.763}),
     "efficientnet": Seen((("Egyptian cat", 0.37, 0.47, None),)),
@@ -101,7 +101,9 @@ def iou(one: Any, other: Any) -> float:
 def test_a_picture_shows_what_others_saw_in_it(
     tmp_path: Path, broker: Broker, probe: Probe, file: str, name: str, seen: Seen
 ) -> None:
-    resize = 'preprocess = { resize = "letterbox" }' if (name, file) == ("nanodet", "chelsea.png") else ""
+    # NanoDet was trained on stretched pictures, and sees this cat in one that is not.
+    is_wide = (name, file) == ("nanodet", "chelsea.png")
+    resize = 'preprocess = { resize = "letterbox", pad = 0 }' if is_wide else ""
     [result] = run(tmp_path, broker, probe, name, picture(tmp_path, file), n=1, extra=resize)
     found = result.get("detections") or result.get("classes") or []
     for label, least, most, box in seen.boxes:
