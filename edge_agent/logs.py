@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
 Level = Literal["debug", "info", "warning", "error"]
 
 
-def configure(*, level: Level = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
-    """Send structlog's events, and the warnings of libraries that use `logging`, to stdout."""
+def configure(
+    *, level: Level = "info", format: Literal["auto", "console", "json"] = "auto", stream: TextIO | None = None
+) -> None:
+    """Send structlog's events, and the warnings of libraries that use `logging`, to `stream`, else to stdout."""
+    stream = stream or sys.stdout
     number = getattr(logging, level.upper())
-    console = format == "console" or (format == "auto" and sys.stdout.isatty())
+    console = format == "console" or (format == "auto" and stream.isatty())
     final: structlog.typing.Processor
     if console:
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         final = structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(),
+            colors=stream.isatty(),
             pad_event_to=28,
             exception_formatter=structlog.dev.plain_traceback,  # the rich one shows local variables: passwords
         )
@@ -32,10 +35,10 @@ def configure(*, level: Level = "info", format: Literal["auto", "console", "json
     structlog.configure(
         processors=[*shared, final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    foreign = logging.StreamHandler(sys.stdout)
+    foreign = logging.StreamHandler(stream)
     foreign.setFormatter(structlog.stdlib.ProcessorFormatter(processor=final, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[foreign], level=logging.WARNING, force=True)
     for noisy in ("amqtt", "transitions", "mqtt"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import typer
 
-from edge_agent import backends, config, drawing, plugins, sources
+from edge_agent import backends, config, drawing, logs, plugins, sources
 from edge_agent.config import CameraOptions, Config
 from edge_agent.data import Frame, Image, Result
 from edge_agent.errors import EdgeAgentError, EndOfStream, SourceError
@@ -51,6 +52,7 @@ def infer(
     limit: int,
 ) -> None:
     """Run and print, and write what was annotated. Raises `EdgeAgentError` with a sentence."""
+    logs.configure(level="warning", format="console", stream=sys.stderr)  # stdout is for what was seen
     loaded = _configuration(picture, model, settings, path, backend, score)
     [camera] = loaded.cameras.values()
     follow, watch = tracks_of(loaded), Watch(loaded.cameras, lost_frames=loaded.tracking.lost_frames)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from edge_agent import config
+from edge_agent import config, logs
 from edge_agent.config import InferenceOptions
 from edge_agent.data import ModelFacts, TensorSpec
 from edge_agent.errors import ModelError
@@ -33,6 +34,7 @@ _PRESETS = {
 
 def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
     """Print what a model's file says and what it is taken for; 1 where nothing fits together, else 0."""
+    logs.configure(level="warning", format="console", stream=sys.stderr)
     name, entry = entry_of(model, settings, {}, Path())
     camera = {"source": "synthetic"}
     loaded = config.parse({"models": {name: entry}, "cameras": {"none": camera}}, folder=Path().absolute())
