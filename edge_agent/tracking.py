@@ -108,10 +108,10 @@ class ByteTracker:
             if fused:
                 distance = 1.0 - (1.0 - distance) * scores[places][None]
             pairs = self._matched(distance, most)
+            _correct([tracks[one] for one, _ in pairs], measured[places[[other for _, other in pairs]]])
             for track_at, place_at in pairs:
-                track, place = tracks[track_at], int(places[place_at])
-                track.correct(measured[place], self._frame)
-                owners[place] = track
+                tracks[track_at].seen(self._frame)
+                owners[int(places[place_at])] = tracks[track_at]
             taken = {track_at for track_at, _ in pairs}
             left = [track for i, track in enumerate(tracks) if i not in taken]
             rest = np.delete(places, [place_at for _, place_at in pairs])
@@ -165,14 +165,8 @@ class _Track:
         self._take_number = take_number
         self.number = take_number() if is_confirmed else -1
 
-    def correct(self, measured: Floats, frame: int) -> None:
-        """A detection is this object's."""
-        height = self.mean[3]
-        deviations = np.array([height / 20, height / 20, 1e-1, height / 20])
-        projected = self.covariance[:4, :4] + np.diag(deviations**2)
-        gain = np.linalg.solve(projected, self.covariance[:4]).T
-        self.mean = self.mean + gain @ (measured - self.mean[:4])
-        self.covariance = self.covariance - gain @ projected @ gain.T
+    def seen(self, frame: int) -> None:
+        """A detection was this object's; the second one confirms it."""
         self.last_frame = frame
         if not self.is_confirmed:
             self.is_confirmed = True
@@ -190,14 +184,41 @@ _MOTION = np.eye(8) + np.eye(8, k=4)
 
 def _predict(tracks: Sequence[_Track], lost: set[int]) -> None:
     """Move tracks to where they will be in the next frame; what is lost keeps its height."""
+    if not tracks:
+        return
     for track in tracks:
         if id(track) in lost:
             track.mean[7] = 0.0
-        height = track.mean[3]
-        deviations = np.array([1 / 20, 1 / 20, 0, 1 / 20, 1 / 160, 1 / 160, 0, 1 / 160]) * height
-        deviations[[2, 6]] = 1e-2, 1e-5
-        track.mean = _MOTION @ track.mean
-        track.covariance = _MOTION @ track.covariance @ _MOTION.T + np.diag(deviations**2)
+    means = np.stack([track.mean for track in tracks])
+    covariances = np.stack([track.covariance for track in tracks])
+    deviations = means[:, 3:4] * np.array([1 / 20, 1 / 20, 0, 1 / 20, 1 / 160, 1 / 160, 0, 1 / 160])
+    deviations[:, [2, 6]] = 1e-2, 1e-5
+    means = means @ _MOTION.T
+    covariances = _MOTION @ covariances @ _MOTION.T + _diagonals(deviations**2)
+    for track, mean, covariance in zip(tracks, means, covariances, strict=True):
+        track.mean, track.covariance = mean, covariance
+
+
+def _correct(tracks: Sequence[_Track], measured: Floats) -> None:
+    """Move tracks towards where they were seen: measured [N, 4], cx, cy, aspect, height."""
+    if not tracks:
+        return
+    means = np.stack([track.mean for track in tracks])
+    covariances = np.stack([track.covariance for track in tracks])
+    deviations = np.repeat(means[:, 3:4] / 20, 4, axis=1)
+    deviations[:, 2] = 1e-1
+    projected = covariances[:, :4, :4] + _diagonals(deviations**2)
+    gains = np.linalg.solve(projected, covariances[:, :4]).transpose(0, 2, 1)
+    means = means + (gains @ (measured - means[:, :4])[..., None])[..., 0]
+    covariances = covariances - gains @ projected @ gains.transpose(0, 2, 1)
+    for track, mean, covariance in zip(tracks, means, covariances, strict=True):
+        track.mean, track.covariance = mean, covariance
+
+
+def _diagonals(values: Floats) -> Floats:
+    """[N, K, K] of the diagonals [N, K]."""
+    matrices: Floats = values[:, :, None] * np.eye(values.shape[1])
+    return matrices
 
 
 def _without_duplicates(tracked: list[_Track], lost: list[_Track]) -> tuple[list[_Track], list[_Track]]:
