@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.config import InferenceOptions, ModelOptions
-from edge_agent.data import Detections, Mask, ModelFacts, Poses, Segmentation, TensorSpec
+from edge_agent.data import Classes, DepthMap, Detections, Mask, ModelFacts, Poses, Segmentation, TensorSpec
 from edge_agent.families import Family
 from edge_agent.geometry import place
 from edge_agent.models.inspect import make_family
@@ -56,6 +56,7 @@ CASES = {
     "yolov5_decoded_agnostic": Case("yolo", {"nms": "agnostic"}),
     "yolov7_decoded": Case("yolo", labels=6),
     "rtdetr_ultralytics": Case("yolo", metadata={"names": str([f"label {i}" for i in range(80)])}),
+    "yolov5_seg": Case("yolo"),
     "yolov5_raw": Case("yolo_grids"),
     "yolov5_raw_5d": Case("yolo_grids", labels=6),
     "yolov7_raw": Case("yolo_grids"),
@@ -63,6 +64,7 @@ CASES = {
     "yolov4_raw": Case("yolo_grids", {**V3, "center_scale": [1.2, 1.1, 1.05]}),
     "detr": Case("detr"),
     "rtdetr": Case("detr", labels=80),
+    "rfdetr": Case("detr", labels=5),
     "yunet": Case("yunet"),
     "yunet_low_threshold": Case("yunet"),
     "nanodet_g_vtest100": Case("nanodet"),
@@ -70,6 +72,12 @@ CASES = {
     "nanodet_plus": Case("nanodet", says=True, labels=12),
     "efficient_nms": Case("ssd", labels=80, score=0.25),
     "tf_detection": Case("ssd", {"first_class": 0}),
+    "ssd_dense": Case("ssd"),
+    "mmdeploy_dets": Case("ssd", labels=80),
+    "movenet": Case("movenet", score=0.1),
+    "classify_softmax": Case("classification"),
+    "depth": Case("depth"),
+    "heatmap_parabola": Case("heatmaps", {"refine": "parabola"}, score=0.1),
     "simcc": Case("simcc", score=0.1),
     "heatmap_quarter": Case("heatmaps", score=0.1),
     "heatmap_dark": Case("heatmaps", {"refine": "dark"}, score=0.1),
@@ -146,6 +154,9 @@ def test_what_is_decoded_is_what_somebody_else_decodes(name: str) -> None:
         same = found.class_map == wanted["class_map"]
         assert same.mean() > 0.995  # some logits are as good as equal
         return
+    if isinstance(found, DepthMap):
+        assert np.allclose(found.values, wanted["values"], rtol=1e-5)
+        return
     if "scores" in wanted:
         assert np.allclose(found.scores, wanted["scores"], atol=0.005), (found.scores, wanted["scores"])
         assert found.class_ids.tolist() == wanted["class_ids"].tolist()
@@ -167,7 +178,7 @@ def test_what_is_decoded_is_what_somebody_else_decodes(name: str) -> None:
         for ours, theirs in zip(found.masks, reference.masks(), strict=True):
             whole = drawn(ours, theirs.shape)
             assert (whole & theirs).sum() / (whole | theirs).sum() >= 0.98
-    assert isinstance(found, Detections | Poses)
+    assert isinstance(found, Detections | Poses | Classes)
 
 
 def drawn(mask: Mask, shape: tuple[int, ...]) -> NDArray[np.bool_]:
