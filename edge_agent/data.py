@@ -261,13 +261,15 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which model made a result. `thresholds`: of classes that have one of their own, by number."""
+    """Which model made a result. `thresholds`: of classes that have one of their own, by
+    number; `family`: what it was taken for."""
 
     name: str
     version: str
     task: str
     names: Names = field(repr=False, default_factory=Names)
     thresholds: Mapping[int, float] = field(repr=False, default_factory=dict)
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True)

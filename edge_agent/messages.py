@@ -253,7 +253,8 @@ class Stats(Struct, frozen=True):
 
 
 class ModelEntry(Struct, frozen=True):
-    """A model the agent knows; `origin` says where it came from."""
+    """A model the agent knows; `origin` says where it came from, `family` what its entry calls it, or what the active
+    one was taken for."""
 
     name: str
     version: str

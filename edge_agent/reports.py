@@ -151,12 +151,13 @@ class Reports:
         return messages.Health(SCHEMA_VERSION, self._topics.device, timestamp(time.time_ns()), state, checks)
 
     def models(self) -> messages.Models:
-        active = self._slot.active.ref.name if self._slot.active else None
+        running = self._slot.active.ref if self._slot.active else None
+        active = running.name if running else None
         entries = [
             messages.ModelEntry(
                 name=model.name,
                 version=model.options.version,
-                family=model.options.family,
+                family=running.family if running and model.name == active else model.options.family,
                 path=str(model.path),
                 size_bytes=model.size_bytes,
                 origin=model.origin,

@@ -148,7 +148,7 @@ def _assemble(
     engine: Engine | None = None
     try:
         engine = make()
-        family, _ = make_family(engine.facts, stored.options, stored.labels(), inference, tracked_from)
+        family, proposal = make_family(engine.facts, stored.options, stored.labels(), inference, tracked_from)
         engine.prepare(
             family.preprocess,
             max_batch=inference.max_batch if family.takes_batches else 1,
@@ -166,5 +166,5 @@ def _assemble(
         version = engine.facts.metadata.get("version", version)
     by_label = stored.options.options.get("class_thresholds", {})
     thresholds = {i: by_label[label] for i, label in enumerate(family.names.labels) if label in by_label}
-    ref = ModelRef(stored.name, version, family.task, family.names, thresholds)
+    ref = ModelRef(stored.name, version, family.task, family.names, thresholds, proposal.family)
     return LoadedModel(ref, backend=backend, engine=engine, family=family)
