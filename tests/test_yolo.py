@@ -134,9 +134,9 @@ def test_the_order_of_cells_does_not_matter(seed: int) -> None:
 
 def test_labels_come_from_the_entry_then_the_file_then_the_ids() -> None:
     names = {"names": "{1: 'dog', 0: 'cat'}"}
-    assert family((1, 6, 84), metadata=names).labels == ("cat", "dog")
-    assert family((1, 6, 84), metadata=names, labels=["x", "y"]).labels == ("x", "y")
-    assert family((1, 6, 84)).labels == ("class_0", "class_1")
+    assert family((1, 6, 84), metadata=names).names.labels == ("cat", "dog")
+    assert family((1, 6, 84), metadata=names, labels=["x", "y"]).names.labels == ("x", "y")
+    assert family((1, 6, 84)).names.labels == ("class_0", "class_1")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_agent import plugins
 from edge_agent.config import Count, Share, Table
-from edge_agent.data import Detections
+from edge_agent.data import Candidates, Detections
 from edge_agent.errors import ModelError
 from edge_agent.families import Thresholds
 from edge_agent.geometry import Placement
@@ -90,6 +90,25 @@ class Selection:
         sized = (corners @ _SIZED).tolist()
         kept = cv2.dnn.NMSBoxesBatched(sized, scores.tolist(), together.tolist(), 0.0, self._iou)  # best first
         return np.array(kept[: self._most], np.intp)
+
+
+def decoded(
+    found: Candidates,
+    selection: Selection,
+    placement: Placement,
+    *,
+    form: BoxFormat = "xyxy",
+    scale: Floats | None = None,
+) -> Detections:
+    """Detections of candidates whose boxes are in input pixels, or in shares of the input where a `scale` is given."""
+    boxes, scores, class_ids = found.boxes, found.scores, found.class_ids
+    if (sound := finite(boxes, scores)) is not None:
+        boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
+    if not len(scores):
+        return nothing()
+    corners = corners_of(boxes if scale is None else boxes * scale, form)
+    order = selection.keep(corners, scores, class_ids)
+    return detections(corners[order], scores[order], class_ids[order], placement)
 
 
 def finite(boxes: Floats, scores: Floats) -> NDArray[np.bool_] | None:

@@ -65,10 +65,6 @@ class ClassificationFamily:
         self._is_multiple = options.activation == "sigmoid"
         self._threshold = meaning.thresholds.score
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         raw = outputs[self._output]
         return list(raw.reshape(len(raw), -1))

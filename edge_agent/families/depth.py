@@ -56,10 +56,6 @@ class DepthFamily:
         self.preprocess = picture_spec(meaning, resize="stretch", **IMAGENET)
         self._png = options.png
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return ()
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         raw = outputs[self._output]
         if raw.ndim == 4:

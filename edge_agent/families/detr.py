@@ -18,17 +18,7 @@ from edge_agent.config import Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._boxes import (
-    BoxFormat,
-    BoxOptions,
-    Selection,
-    corners_of,
-    detections,
-    finite,
-    nothing,
-    sigmoid,
-    softmax,
-)
+from edge_agent.families._boxes import BoxFormat, BoxOptions, Selection, decoded, sigmoid, softmax
 from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import IMAGENET, RGB_0_1, picture_spec, shown
 from edge_agent.geometry import Placement
@@ -91,23 +81,12 @@ class DetrFamily:
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
         self._scale = np.array([self.preprocess.width, self.preprocess.height] * 2, np.float32)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         pairs = zip(outputs[self._logits], outputs[self._boxes], strict=True)
         return [self._reduce(logits, boxes) for logits, boxes in pairs]
 
     def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = candidates.boxes, candidates.scores, candidates.class_ids
-        if (sound := finite(boxes, scores)) is not None:
-            boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
-        if not len(scores):
-            return nothing()
-        corners = corners_of(boxes * self._scale, self._options.box_format)
-        order = self._selection.keep(corners, scores, class_ids)
-        return detections(corners[order], scores[order], class_ids[order], placement)
+        return decoded(candidates, self._selection, placement, form=self._options.box_format, scale=self._scale)
 
     def _reduce(self, logits: NDArray[Any], boxes: NDArray[Any]) -> Candidates:
         threshold = np.float32(self._selection.threshold)

@@ -60,10 +60,6 @@ class EmbeddingFamily:
         self._output = spec.name
         self.preprocess = picture_spec(meaning, resize="stretch", **IMAGENET)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return ()
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         raw = outputs[self._output]
         return list(raw.reshape(len(raw), -1))

@@ -78,10 +78,6 @@ class HeatmapFamily:
         self._threshold = meaning.thresholds.score
         self._most = meaning.thresholds.max_detections
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         """[K, H, W] of each picture."""
         raw = outputs[self._output]

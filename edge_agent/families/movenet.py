@@ -61,10 +61,6 @@ class MoveNetFamily:
         self._threshold = meaning.thresholds.score
         self._scale = np.array([self.preprocess.height, self.preprocess.width, 1], np.float32)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         return list(outputs[self._output])
 

@@ -19,7 +19,7 @@ from edge_agent.config import Count, Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, PreprocessSpec, Tensors, TensorSpec
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._boxes import BoxOptions, Floats, Selection, detections, finite, nothing, sigmoid, softmax
+from edge_agent.families._boxes import BoxOptions, Floats, Selection, decoded, sigmoid, softmax
 from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import picture_spec, shown
 from edge_agent.geometry import Placement
@@ -85,14 +85,10 @@ class NanoDetFamily:
         self.names = Names(labels_of(meaning.labels, meaning.facts, classes))
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         if self._pairs is None:
             whole = outputs[self._output]
-            scores, sides = whole[..., : len(self.labels)], whole[..., len(self.labels) :]
+            scores, sides = whole[..., : len(self.names.labels)], whole[..., len(self.names.labels) :]
         else:
             scores = np.concatenate([outputs[classes] for classes, _ in self._pairs], 1)
             sides = np.concatenate([outputs[distances] for _, distances in self._pairs], 1)
@@ -101,13 +97,7 @@ class NanoDetFamily:
         return [self._reduce(*picture) for picture in zip(scores, sides, strict=True)]
 
     def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = candidates.boxes, candidates.scores, candidates.class_ids
-        if (sound := finite(boxes, scores)) is not None:
-            boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
-        if not len(scores):
-            return nothing()
-        order = self._selection.keep(boxes, scores, class_ids)
-        return detections(boxes[order], scores[order], class_ids[order], placement)
+        return decoded(candidates, self._selection, placement)
 
     def _reduce(self, raw: NDArray[Any], sides: NDArray[Any]) -> Candidates:
         with np.errstate(invalid="ignore"):

@@ -102,10 +102,6 @@ class PoseNetFamily:
         self._threshold = meaning.thresholds.score
         self._most = meaning.thresholds.max_detections
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[_Maps]:
         named = {role: outputs[name] for role, name in self._outputs.items()}
         return [self._maps({role: value[i] for role, value in named.items()}) for i in range(len(named["heatmaps"]))]

@@ -63,10 +63,6 @@ class RawFamily:
         self.takes_batches = batch is not None
         self._batched = {spec.name for spec in meaning.facts.outputs if spec.shape[:1] == (batch,)}
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return ()
-
     def reduce(self, outputs: Tensors) -> Sequence[Tensors]:
         wanted = self._options.outputs
         kept = {name: value for name, value in outputs.items() if wanted is None or name in wanted}

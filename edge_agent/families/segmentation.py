@@ -108,10 +108,6 @@ class SegmentationFamily:
         }
         self._most = meaning.thresholds.max_detections
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[NDArray[Any]]:
         """Channels first, or the classes themselves."""
         raw = outputs[self._output]
@@ -126,7 +122,7 @@ class SegmentationFamily:
         if self._options.resolution == "source":
             seen = _resized(seen, placement.source_width, placement.source_height)
         class_map, scores = self._classes(seen)
-        count = len(self.labels)
+        count = len(self.names.labels)
         ratios = np.bincount(class_map.ravel(), minlength=count)[:count] / max(1, class_map.size)
         regions = sorted(self._regions(class_map, scores, ratios, placement), key=lambda region: -region.area)
         return Segmentation(class_map, ratios, regions[: self._most], carries_map=self._options.mask)
@@ -145,11 +141,11 @@ class SegmentationFamily:
 
     def _classes(self, seen: NDArray[Any]) -> tuple[NDArray[Any], Floats | None]:
         """The class of each pixel, and how likely it is where the model tells."""
-        kind = np.uint8 if len(self.labels) <= 256 else np.uint16
+        kind = np.uint8 if len(self.names.labels) <= 256 else np.uint16
         if self._channels is None:
             with np.errstate(invalid="ignore"):
                 numbers = np.nan_to_num(seen.astype(np.float32)) if seen.dtype.kind == "f" else seen
-            return np.clip(numbers, 0, len(self.labels) - 1).astype(kind), None
+            return np.clip(numbers, 0, len(self.names.labels) - 1).astype(kind), None
         values = seen.astype(np.float32, copy=False)
         if not np.isfinite(values.sum()):
             values = np.nan_to_num(values, nan=-1e4, posinf=1e4, neginf=-1e4)

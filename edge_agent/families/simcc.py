@@ -65,10 +65,6 @@ class SimccFamily:
         self._split = options.split
         self._threshold = meaning.thresholds.score
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def _name_keypoints(self, count: int) -> None:
         options = self._options
         points, skeleton = keypoint_names(options.keypoints, options.skeleton, self._facts, count)

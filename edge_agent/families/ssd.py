@@ -23,17 +23,7 @@ from edge_agent.config import Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._boxes import (
-    BoxFormat,
-    BoxOptions,
-    BoxUnits,
-    Selection,
-    corners_of,
-    detections,
-    finite,
-    nothing,
-    softmax,
-)
+from edge_agent.families._boxes import BoxFormat, BoxOptions, BoxUnits, Selection, decoded, softmax
 from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import BGR_0_255, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
@@ -147,10 +137,6 @@ class SsdFamily:
             options = msgspec.structs.replace(options, nms="none")
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         roles = self._roles
         if self._columns_of is not None:
@@ -173,22 +159,13 @@ class SsdFamily:
         return [self._chosen(*picture) for picture in zip(boxes, scores, classes, counts, strict=True)]
 
     def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = candidates.boxes, candidates.scores, candidates.class_ids
-        if (sound := finite(boxes, scores)) is not None:
-            boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
-        if not len(scores):
-            return nothing()
-        if self._scale is not None:
-            boxes = boxes * self._scale
-        corners = corners_of(boxes, self._form)
-        order = self._selection.keep(corners, scores, class_ids)
-        return detections(corners[order], scores[order], class_ids[order], placement)
+        return decoded(candidates, self._selection, placement, form=self._form, scale=self._scale)
 
     def _chosen(self, boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any], count: int) -> Candidates:
         with np.errstate(invalid="ignore"):
             numbers = classes.astype(np.float32) - self._first_class
             valid = (scores.astype(np.float32) >= np.float32(self._selection.threshold)) & (numbers >= 0)
-            valid &= numbers < len(self.labels)
+            valid &= numbers < len(self.names.labels)
         valid[max(0, count) :] = False
         rows = np.flatnonzero(valid)
         return Candidates(

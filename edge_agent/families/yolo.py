@@ -153,7 +153,9 @@ class YoloFamily:
         if head.kind == "yolox":
             self._grid = _grid(self.preprocess, options, _shape(meaning.facts, head.output)[1])
         if head.kind in ("end_to_end", "queries"):
-            self._selection = Selection(msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.labels)
+            self._selection = Selection(
+                msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.names.labels
+            )
         cells = len(self._grid.strides) if self._grid else None
         self._reduction = Reduction(
             output=head.output,
@@ -166,10 +168,6 @@ class YoloFamily:
         )
         self._most = meaning.thresholds.max_detections
         self._iou = meaning.thresholds.iou
-
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
 
     @property
     def reduction(self) -> Reduction | None:
@@ -211,7 +209,7 @@ class YoloFamily:
         threshold = np.float32(self._selection.threshold)
         with np.errstate(invalid="ignore"):
             scores, classes = picture[:, 4].astype(np.float32), picture[:, 5].astype(np.float32)
-            named = (classes >= 0) & (classes < len(self.labels))
+            named = (classes >= 0) & (classes < len(self.names.labels))
             cells = np.flatnonzero((scores >= threshold) & named)
         return Candidates(
             cells,

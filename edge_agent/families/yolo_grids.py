@@ -22,17 +22,7 @@ from edge_agent.config import Positive, Share, Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._boxes import (
-    LOG_LIMIT,
-    BoxOptions,
-    Floats,
-    Selection,
-    corners_of,
-    detections,
-    finite,
-    nothing,
-    sigmoid,
-)
+from edge_agent.families._boxes import LOG_LIMIT, BoxOptions, Floats, Selection, decoded, sigmoid
 from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import RGB_0_1, picture_spec, shown
 from edge_agent.geometry import Placement
@@ -129,23 +119,12 @@ class YoloGridFamily:
         least = options.objectness_threshold
         self._least = self._selection.threshold if least is None else least
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         levels = [self._split(outputs[level.output], level) for level in self._levels]
         return [self._reduce([grid[index] for grid in levels]) for index in range(len(levels[0]))]
 
     def decode(self, candidates: Candidates, placement: Placement) -> Detections:
-        boxes, scores, class_ids = candidates.boxes, candidates.scores, candidates.class_ids
-        if (sound := finite(boxes, scores)) is not None:
-            boxes, scores, class_ids = boxes[sound], scores[sound], class_ids[sound]
-        if not len(scores):
-            return nothing()
-        corners = corners_of(boxes, "cxcywh")
-        order = self._selection.keep(corners, scores, class_ids)
-        return detections(corners[order], scores[order], class_ids[order], placement)
+        return decoded(candidates, self._selection, placement, form="cxcywh")
 
     def _split(self, raw: NDArray[Any], level: _Level) -> NDArray[Any]:
         wanted = (len(raw), *level.split)

@@ -74,10 +74,6 @@ class YuNetFamily:
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
         self._most = options.top_k
 
-    @property
-    def labels(self) -> Sequence[str]:
-        return self.names.labels
-
     def reduce(self, outputs: Tensors) -> Sequence[Candidates]:
         count = len(outputs[f"cls_{self._strides[0]}"])
         return [self._reduce({name: value[index] for name, value in outputs.items()}) for index in range(count)]
