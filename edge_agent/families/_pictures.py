@@ -21,6 +21,8 @@ IMAGENET: dict[str, Any] = {
     "std": (58.395, 57.12, 57.375),
 }
 """The mean and deviation of ImageNet's red, green and blue, in 0..255."""
+NORMAL: dict[str, dict[str, Any]] = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}
+"""What the option `normalize` names: 0..1, ImageNet's, -1..1."""
 
 _DTYPES = ("float32", "float16", "uint8", "int32")
 
@@ -95,6 +97,11 @@ def picture_sides(facts: ModelFacts) -> tuple[int | None, int | None]:
 def _ratio(facts: ModelFacts) -> float | None:
     height, width = picture_sides(facts)
     return height / width if height and width else None
+
+
+def outputs_of(facts: ModelFacts) -> str:
+    """A model's outputs, as a sentence lists them."""
+    return ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
 
 
 def shown(shape: tuple[int | None, ...]) -> str:

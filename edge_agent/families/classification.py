@@ -14,7 +14,16 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid, softmax
 from edge_agent.families._metadata import file_labels, labels_of
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import (
+    IMAGENET,
+    NORMAL,
+    RGB_0_1,
+    RGB_SIGNED,
+    outputs_of,
+    picture_spec,
+    picture_tensor,
+    shown,
+)
 from edge_agent.geometry import Placement
 
 
@@ -99,8 +108,7 @@ def _output(facts: ModelFacts, wanted: str | None) -> TensorSpec:
     for spec in facts.outputs:
         if wanted in (None, spec.name) and len(spec.shape) >= 2 and _count(spec) > 1:
             return spec
-    listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
-    raise ModelError(f"a classifier gives [batch, classes]; this model's outputs are {listed}")
+    raise ModelError(f"a classifier gives [batch, classes]; this model's outputs are {outputs_of(facts)}")
 
 
 def _count(spec: TensorSpec) -> int:
@@ -112,7 +120,7 @@ def _count(spec: TensorSpec) -> int:
 
 def _preparation(meaning: Meaning, options: ClassificationOptions) -> dict[str, Any]:
     """Centre crop as classifiers are trained; Ultralytics' take 0..1, TensorFlow's -1..1, others ImageNet's mean."""
-    normal = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}.get(options.normalize)
+    normal = NORMAL.get(options.normalize)
     if normal is None:
         shape = picture_tensor(meaning.facts).shape
         told = meaning.facts.metadata.get("task") == "classify"

@@ -13,7 +13,7 @@ from edge_agent.config import Table
 from edge_agent.data import DepthMap, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._pictures import IMAGENET, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import IMAGENET, outputs_of, picture_spec, picture_tensor, shown
 from edge_agent.geometry import Placement
 
 
@@ -50,8 +50,10 @@ class DepthFamily:
         assert isinstance(options, DepthOptions)
         spec = _output(meaning.facts, options.output)
         if spec is None:
-            listed = ", ".join(f"{one.name} {shown(one.shape)}" for one in meaning.facts.outputs)
-            raise ModelError(f"a depth model gives one number a pixel, [batch, height, width]; this one's are {listed}")
+            raise ModelError(
+                "a depth model gives one number a pixel, [batch, height, width]; "
+                f"this one's are {outputs_of(meaning.facts)}"
+            )
         self._output = spec.name
         self.preprocess = picture_spec(meaning, resize="stretch", **IMAGENET)
         self._png = options.png

@@ -20,7 +20,7 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import BoxFormat, BoxOptions, Selection, decoded, sigmoid, softmax
 from edge_agent.families._metadata import file_labels, labels_of, require_real
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, picture_spec, shown
+from edge_agent.families._pictures import IMAGENET, RGB_0_1, outputs_of, picture_spec, shown
 from edge_agent.geometry import Placement
 
 _MOST_QUERIES = 1000
@@ -118,9 +118,9 @@ def _outputs(facts: ModelFacts) -> tuple[TensorSpec, TensorSpec]:
         logits = [spec for spec in boxes if "logit" in spec.name or spec.name == "labels"]
         boxes = [spec for spec in boxes if spec not in logits]
     if len(boxes) != 1 or len(logits) != 1:
-        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
         raise ModelError(
-            f"a transformer has outputs [batch, queries, classes] and [batch, queries, 4]; this model's are {listed}"
+            "a transformer has outputs [batch, queries, classes] and [batch, queries, 4]; "
+            f"this model's are {outputs_of(facts)}"
         )
     return logits[0], boxes[0]
 

@@ -13,7 +13,7 @@ from edge_agent.data import Embedding, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._metadata import file_labels
-from edge_agent.families._pictures import IMAGENET, picture_spec, shown
+from edge_agent.families._pictures import IMAGENET, outputs_of, picture_spec, shown
 from edge_agent.geometry import Placement
 
 _USUAL_SIZES = (64, 128, 256, 384, 512, 768, 1024, 2048)
@@ -53,9 +53,9 @@ class EmbeddingFamily:
         assert isinstance(options, EmbeddingOptions)
         spec = _output(meaning.facts, options.output)
         if spec is None:
-            listed = ", ".join(f"{one.name} {shown(one.shape)}" for one in meaning.facts.outputs)
             raise ModelError(
-                f"an embedding is one vector a picture, [batch, numbers]; this model's outputs are {listed}"
+                "an embedding is one vector a picture, [batch, numbers]; "
+                f"this model's outputs are {outputs_of(meaning.facts)}"
             )
         self._output = spec.name
         self.preprocess = picture_spec(meaning, resize="stretch", **IMAGENET)

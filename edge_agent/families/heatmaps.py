@@ -23,7 +23,13 @@ from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._keypoints import COCO_NAMES, KeypointOptions, keypoint_names, no_poses, of_keypoints
 from edge_agent.families._metadata import require_real
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, are_channels_last, picture_spec, shown
+from edge_agent.families._pictures import (
+    NORMAL,
+    are_channels_last,
+    outputs_of,
+    picture_spec,
+    shown,
+)
 from edge_agent.geometry import Placement
 
 
@@ -70,7 +76,7 @@ class HeatmapFamily:
         spec, self._is_last, count = _output(meaning.facts, options)
         self._output = spec.name
         require_real(meaning.facts, spec.name)
-        normal = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}[options.normalize]
+        normal = NORMAL[options.normalize]
         self.preprocess = picture_spec(meaning, pad=0, **normal)
         points, skeleton = keypoint_names(options.keypoints, options.skeleton, meaning.facts, count)
         self.names = Names(tuple(meaning.labels or ("person",)), points, skeleton)
@@ -204,5 +210,4 @@ def _output(facts: ModelFacts, options: HeatmapOptions) -> tuple[TensorSpec, boo
         count = last if is_last else first
         if count is not None:
             return spec, is_last, count
-    listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
-    raise ModelError(f"heatmaps are [batch, keypoints, height, width]; this model's outputs are {listed}")
+    raise ModelError(f"heatmaps are [batch, keypoints, height, width]; this model's outputs are {outputs_of(facts)}")

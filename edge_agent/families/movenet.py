@@ -18,7 +18,7 @@ from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
 from edge_agent.families._metadata import require_real
-from edge_agent.families._pictures import picture_spec, shown
+from edge_agent.families._pictures import outputs_of, picture_spec, shown
 from edge_agent.geometry import Placement
 
 _POINTS = 17
@@ -48,9 +48,9 @@ class MoveNetFamily:
         options = meaning.options
         assert isinstance(options, MoveNetOptions)
         if not _fits(meaning.facts):
-            listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in meaning.facts.outputs)
             raise ModelError(
-                f"a MoveNet model gives [batch, 1, 17, 3] or [batch, 6, 56]; this one's outputs are {listed}"
+                "a MoveNet model gives [batch, 1, 17, 3] or [batch, 6, 56]; "
+                f"this one's outputs are {outputs_of(meaning.facts)}"
             )
         # Trained on pictures that keep their ratio, on black, with values of 0..255 whatever the input's type.
         self.preprocess = picture_spec(meaning, pad=0, scale=1.0)

@@ -25,7 +25,7 @@ from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import Floats, sigmoid
 from edge_agent.families._keypoints import COCO_NAMES, KeypointOptions, keypoint_names, no_poses, of_keypoints
 from edge_agent.families._metadata import require_real
-from edge_agent.families._pictures import RGB_SIGNED, picture_spec, shown
+from edge_agent.families._pictures import RGB_SIGNED, outputs_of, picture_spec
 from edge_agent.geometry import Placement
 
 _POINTS = len(COCO_NAMES)
@@ -239,6 +239,7 @@ def _outputs(facts: ModelFacts, options: PoseNetOptions) -> dict[str, str]:
         found.setdefault("forward", forward.name)
         found.setdefault("backward", backward.name)
     if not {"heatmaps", "offsets"} <= set(found):
-        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
-        raise ModelError(f"PoseNet gives [batch, h, w, 17] and [batch, h, w, 34]; this model's outputs are {listed}")
+        raise ModelError(
+            f"PoseNet gives [batch, h, w, 17] and [batch, h, w, 34]; this model's outputs are {outputs_of(facts)}"
+        )
     return found

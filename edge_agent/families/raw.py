@@ -14,11 +14,8 @@ from edge_agent.config import Table
 from edge_agent.data import ModelFacts, Names, RawTensors, Tensors
 from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._pictures import IMAGENET, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor
+from edge_agent.families._pictures import NORMAL, picture_spec, picture_tensor
 from edge_agent.geometry import Placement
-
-_NORMAL = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}
-
 
 _POLICIES = ("action", "policy", "waypoint", "trajectory", "q_value")
 
@@ -52,7 +49,7 @@ class RawFamily:
     def __init__(self, meaning: Meaning) -> None:
         options = meaning.options
         assert isinstance(options, RawOptions)
-        self.preprocess = picture_spec(meaning, resize="stretch", **_NORMAL[options.normalize])
+        self.preprocess = picture_spec(meaning, resize="stretch", **NORMAL[options.normalize])
         self._options = options
         known = [spec.name for spec in meaning.facts.outputs]
         for name in options.outputs or ():

@@ -22,9 +22,11 @@ from edge_agent.families._metadata import file_labels, labels_of
 from edge_agent.families._palettes import palette
 from edge_agent.families._pictures import (
     IMAGENET,
+    NORMAL,
     RGB_0_1,
     RGB_SIGNED,
     are_channels_last,
+    outputs_of,
     picture_spec,
     picture_tensor,
     shown,
@@ -94,7 +96,7 @@ class SegmentationFamily:
         if labels is None and self._is_binary:
             named = ("background", "foreground")
         taken = picture_tensor(meaning.facts)
-        normal = {"none": RGB_0_1, "imagenet": IMAGENET, "signed": RGB_SIGNED}.get(options.normalize)
+        normal = NORMAL.get(options.normalize)
         if normal is None:
             own = meaning.facts.metadata.get("task") == "semantic"
             last = taken.shape[3] == 3 and taken.shape[1] != 3
@@ -205,8 +207,9 @@ def _output(facts: ModelFacts, wanted: str | None) -> TensorSpec:
     if wanted is not None:
         fitting = [spec for spec in fitting if spec.name == wanted]
     if not fitting:
-        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
-        raise ModelError(f"segmentation wants an output with a value or values a pixel; this model's are {listed}")
+        raise ModelError(
+            f"segmentation wants an output with a value or values a pixel; this model's are {outputs_of(facts)}"
+        )
     return fitting[0]  # others, as of auxiliary heads, come after it
 
 

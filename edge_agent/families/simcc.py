@@ -19,7 +19,7 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
 from edge_agent.families._metadata import require_real
-from edge_agent.families._pictures import IMAGENET, picture_sides, picture_spec, shown
+from edge_agent.families._pictures import IMAGENET, outputs_of, picture_sides, picture_spec
 from edge_agent.geometry import Placement
 
 _MOST_POINTS = 300
@@ -106,10 +106,9 @@ def _outputs(facts: ModelFacts) -> tuple[str, str]:
     """The columns' output and the rows'. Raises `ModelError`."""
     flat = [spec for spec in facts.outputs if len(spec.shape) == 3]
     if len(flat) != 2 or flat[0].shape[1] != flat[1].shape[1] or 4 in (flat[0].shape[2], flat[1].shape[2]):
-        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
         raise ModelError(
             "a SimCC model gives [batch, keypoints, columns] and [batch, keypoints, rows]; "
-            f"this one's outputs are {listed}"
+            f"this one's outputs are {outputs_of(facts)}"
         )
     named = [spec.name for spec in flat]
     named.sort(key=lambda name: name.rstrip("0123456789").endswith("y"))

@@ -25,7 +25,15 @@ from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._boxes import BoxFormat, BoxOptions, BoxUnits, Selection, decoded, softmax
 from edge_agent.families._metadata import file_labels, labels_of, require_real
-from edge_agent.families._pictures import BGR_0_255, RGB_0_1, RGB_SIGNED, picture_spec, picture_tensor, shown
+from edge_agent.families._pictures import (
+    BGR_0_255,
+    RGB_0_1,
+    RGB_SIGNED,
+    outputs_of,
+    picture_spec,
+    picture_tensor,
+    shown,
+)
 from edge_agent.geometry import Placement
 
 _WORDS = {
@@ -218,7 +226,7 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
     found = given.get("boxes") or _first(left, lambda spec: _is_boxes(spec) and _told_by_name(spec.name) != "scores")
     boxes = found or _first(left, _is_scored)
     if boxes is None:
-        raise ModelError(f"no output holds boxes, [batch, number, 4]; this model's are {_listed(facts)}")
+        raise ModelError(f"no output holds boxes, [batch, number, 4]; this model's are {outputs_of(facts)}")
     rank = len(outputs[boxes].shape)
     if rank not in (2, 3) or outputs[boxes].shape[-1] not in (4, 5, None):
         raise ModelError(f"{boxes} {shown(outputs[boxes].shape)} holds no boxes, which are [batch, number, 4]")
@@ -245,7 +253,7 @@ def _roles(facts: ModelFacts, given: Mapping[str, str]) -> _Roles:
         if taken is not None and taken != own and len(outputs[taken].shape) != rank - 1:
             raise ModelError(f"{taken} {shown(outputs[taken].shape)} is not one value for each of {boxes}")
     if scores is None or classes is None:
-        raise ModelError(f"no outputs hold scores and classes beside the boxes; this model's are {_listed(facts)}")
+        raise ModelError(f"no outputs hold scores and classes beside the boxes; this model's are {outputs_of(facts)}")
     return _Roles(boxes, scores, classes, count, None, is_certain)
 
 
@@ -324,7 +332,3 @@ def _columns(meaning: Meaning, options: SsdOptions, roles: _Roles) -> slice:
 def _are_whole(values: NDArray[Any]) -> bool:
     numbers = np.asarray(values, np.float32)
     return bool(np.isfinite(numbers).all() and (numbers == np.round(numbers)).all())
-
-
-def _listed(facts: ModelFacts) -> str:
-    return ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)

@@ -53,7 +53,7 @@ from edge_agent.families._keypoints import keypoint_names, no_poses, posed
 from edge_agent.families._masks import masks_of
 from edge_agent.families._metadata import file_labels, labels_of, literal, require_real
 from edge_agent.families._oriented import fast_nms, turned_corners
-from edge_agent.families._pictures import BGR_0_255, RGB_0_1, picture_sides, picture_spec, shown
+from edge_agent.families._pictures import BGR_0_255, RGB_0_1, outputs_of, picture_sides, picture_spec, shown
 from edge_agent.geometry import Placement
 
 Head = Literal["dense", "objectness", "yolox", "end_to_end", "queries"]
@@ -318,10 +318,9 @@ def _outputs(facts: ModelFacts) -> tuple[TensorSpec, TensorSpec | None]:
     square = [spec for spec in facts.outputs if len(spec.shape) == 4]
     others = [spec for spec in facts.outputs if len(spec.shape) not in (3, 4, 5)]
     if len(flat) != 1 or len(square) > 1 or others:
-        listed = ", ".join(f"{spec.name} {shown(spec.shape)}" for spec in facts.outputs)
         raise ModelError(
             "a YOLO head is one output, [batch, 4 + classes, cells] or [batch, cells, 5 + classes], "
-            f"besides the prototypes of masks; this model's are {listed}"
+            f"besides the prototypes of masks; this model's are {outputs_of(facts)}"
         )
     return flat[0], square[0] if square else None
 
