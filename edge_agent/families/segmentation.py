@@ -34,6 +34,7 @@ from edge_agent.families._pictures import (
 from edge_agent.geometry import Placement
 
 _MOST_CLASSES = 65_535
+_LARGEST = 1e4  # of a logit; e to the difference of two is 0 or 1 long before
 _BACKGROUND = ("background", "__background__", "unlabeled", "void")
 
 
@@ -120,10 +121,7 @@ class SegmentationFamily:
         return list(raw)
 
     def decode(self, candidates: NDArray[Any], placement: Placement) -> Segmentation:
-        seen = self._seen(candidates, placement)
-        if self._options.resolution == "source":
-            seen = _resized(seen, placement.source_width, placement.source_height)
-        class_map, scores = self._classes(seen)
+        class_map, scores = self._classes(self._seen(candidates, placement), placement)
         count = len(self.names.labels)
         ratios = np.bincount(class_map.ravel(), minlength=count)[:count] / max(1, class_map.size)
         regions = sorted(self._regions(class_map, scores, ratios, placement), key=lambda region: -region.area)
@@ -141,28 +139,38 @@ class SegmentationFamily:
         rows = np.clip(np.arange(top, bottom), 0, height - 1)
         return picture[..., rows[:, None], columns[None]]
 
-    def _classes(self, seen: NDArray[Any]) -> tuple[NDArray[Any], Floats | None]:
+    def _classes(self, seen: NDArray[Any], at: Placement) -> tuple[NDArray[Any], Floats | None]:
         """The class of each pixel, and how likely it is where the model tells."""
         kind = np.uint8 if len(self.names.labels) <= 256 else np.uint16
+        size = (at.source_width, at.source_height) if self._options.resolution == "source" else seen.shape[:-3:-1]
         if self._channels is None:
             with np.errstate(invalid="ignore"):
                 numbers = np.nan_to_num(seen.astype(np.float32)) if seen.dtype.kind == "f" else seen
-            return np.clip(numbers, 0, len(self.names.labels) - 1).astype(kind), None
+            classes = np.clip(numbers, 0, len(self.names.labels) - 1).astype(kind)
+            return cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST), None
         values = seen.astype(np.float32, copy=False)
-        if not np.isfinite(values.sum()):
-            values = np.nan_to_num(values, nan=-1e4, posinf=1e4, neginf=-1e4)
+        low, high = float(np.min(values)), float(np.max(values))
+        if not (low >= -_LARGEST and high <= _LARGEST):  # NaN is in no range
+            values = np.clip(np.nan_to_num(values, nan=-_LARGEST), -_LARGEST, _LARGEST)
         if self._is_binary:
-            likely = values[0] if np.min(values) >= 0 and np.max(values) <= 1 else sigmoid(values[0])
+            there = values[0] if low >= 0 and high <= 1 else sigmoid(values[0])
+            likely = cv2.resize(there, size)
             is_there = likely >= 0.5
             return is_there.astype(kind), np.where(is_there, likely, 1 - likely)
-        class_map = values.argmax(0).astype(kind)
-        best = values.max(0)
-        if np.min(values) >= 0 and np.allclose(values[:, :1].sum(0), 1, atol=1e-2):
-            return class_map, best  # probabilities already
+        class_map, best = _strongest(values, size, kind)
+        if low >= 0 and np.allclose(values[:, :1].sum(0), 1, atol=1e-2):  # probabilities already
+            return class_map, best
+        return class_map, self._likelihood(values, class_map, best)
+
+    def _likelihood(self, values: Floats, class_map: NDArray[Any], best: Floats) -> Floats:
+        """Softmax of the strongest class of each pixel; of the background, which no region asks about, 1."""
         likely = np.ones(best.shape, np.float32)
-        told = ~np.isin(class_map, list(self._grounds))  # no region asks how likely the background is
-        likely[told] = 1.0 / np.exp(values[:, told] - best[told]).sum(0)
-        return class_map, likely
+        told = ~np.isin(class_map, list(self._grounds))
+        strongest, total = best[told], np.zeros(int(told.sum()), np.float32)
+        for plane in values:
+            total += np.exp(_sampled(plane, (best.shape[1], best.shape[0]))[told] - strongest)
+        likely[told] = 1.0 / total
+        return likely
 
     def _regions(
         self, class_map: NDArray[Any], scores: Floats | None, ratios: NDArray[np.float64], placement: Placement
@@ -230,12 +238,23 @@ def _channels(
     raise ModelError(f"{spec.name} {shown(spec.shape)} does not tell its classes; set options.channels")
 
 
-def _resized(seen: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """Linearly where there are values, else the nearest class."""
-    if seen.ndim == 2:
-        return cv2.resize(seen.astype(np.int32, copy=False), (width, height), interpolation=cv2.INTER_NEAREST)
-    planes = [cv2.resize(np.asarray(plane, np.float32), (width, height)) for plane in seen]
-    return np.stack(planes)
+def _strongest(values: Floats, size: tuple[int, int], kind: Any) -> tuple[NDArray[Any], Floats]:
+    """The strongest class of each pixel and its value, with all values sampled linearly at this size; a class at a
+    time, since all of them at the source's size may be gigabytes."""
+    class_map = np.zeros(size[::-1], kind)
+    best = np.full(size[::-1], -np.inf, np.float32)
+    for class_id, plane in enumerate(values):
+        sampled = _sampled(plane, size)
+        class_map[sampled > best] = class_id
+        np.maximum(best, sampled, out=best)
+    return class_map, best
+
+
+def _sampled(plane: Floats, size: tuple[int, int]) -> Floats:
+    if plane.shape == size[::-1]:
+        return plane
+    sampled: Any = cv2.resize(plane, size)
+    return np.asarray(sampled, np.float32)
 
 
 def _outline(part: NDArray[np.bool_]) -> NDArray[Any]:
