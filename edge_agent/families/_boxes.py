@@ -121,7 +121,12 @@ def finite(boxes: Floats, scores: Floats) -> NDArray[np.bool_] | None:
 
 def detections(corners: Floats, scores: Floats, class_ids: NDArray[np.int64], placement: Placement) -> Detections:
     """Boxes in input pixels as detections in source pixels; what lies outside the picture is left out."""
-    return visible(Detections(placement.to_source(corners), scores, class_ids))
+    boxes = placement.to_source(corners)
+    has_extent = boxes[:, 2:] > boxes[:, :2]
+    if not has_extent.all():
+        seen = has_extent.all(1)
+        boxes, scores, class_ids = boxes[seen], scores[seen], class_ids[seen]
+    return Detections(boxes, scores, class_ids)
 
 
 def visible(found: Detections) -> Detections:
