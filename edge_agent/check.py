@@ -41,7 +41,7 @@ def gather(config: Config) -> Parts:
         store,
         choice,
         engine_class.new_image,
-        _engines(choice.name, config),
+        engines_of(choice.name, config),
         _sources(config),
         tracks_of(config),
     )
@@ -74,7 +74,7 @@ def check(config: Config) -> Iterator[str]:
 def _model_problems(store: ModelStore, name: str, backend: str, config: Config) -> Iterator[str]:
     try:
         stored = store.get(name)
-        engines = _engines(backend, config)
+        engines = engines_of(backend, config)
         if engines and is_built(stored) and engines.find(stored, config.inference) is None:
             backend = "onnx"  # building takes minutes; the file itself can be looked at now
         model = open_model(stored, backend=backend, backends=config.backends, inference=config.inference)
@@ -104,7 +104,7 @@ def _choice(config: Config) -> Choice:
         raise ConfigError(f"inference.backend: {error}") from error
 
 
-def _engines(backend: str, config: Config) -> Engines | None:
+def engines_of(backend: str, config: Config) -> Engines | None:
     """The engines that a backend builds, if it builds any."""
     engine_class = plugins.load("backends", backend)
     return Engines(config.backends.get(backend) or engine_class.Options()) if engine_class.is_built else None

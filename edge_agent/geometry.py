@@ -7,6 +7,7 @@ what `cv2.resize` with linear sampling does too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,3 +77,13 @@ def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placem
         return Placement(source_width, source_height, 0, 0, width, height)
     left, top = (spec.width - width) // 2, (spec.height - height) // 2
     return Placement(source_width, source_height, left, top, width, height)
+
+
+def iou(ones: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """[N, M]: intersection over union of boxes [N, 4] and [M, 4], x1 y1 x2 y2."""
+    left, right = ones.astype(np.float64)[:, None], others.astype(np.float64)[None]
+    low, high = np.maximum(left[..., :2], right[..., :2]), np.minimum(left[..., 2:], right[..., 2:])
+    common = np.clip(high - low, 0, None).prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (left, right)]
+    ratio: NDArray[np.float64] = common / np.maximum(areas[0] + areas[1] - common, 1e-9)
+    return ratio

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
@@ -24,6 +25,7 @@ from edge_agent.data import (
 )
 
 Size = tuple[int, int]
+Seen = TypeVar("Seen", bound=Detections | Poses)
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
@@ -140,6 +142,18 @@ def described(prediction: Prediction, names: Names, size: Size) -> Mapping[str, 
     """The key of a prediction and its value; `size` is the source picture's height and width."""
     key, describe = _KINDS[type(prediction)]
     return {key: describe(prediction, names, size)}
+
+
+def chosen(seen: Seen, places: NDArray[np.intp]) -> Seen:
+    """Some of the objects or poses, with all that belongs to each."""
+    picked: dict[str, Any] = {}
+    for one in dataclasses.fields(seen):
+        value = getattr(seen, one.name)
+        if isinstance(value, np.ndarray):
+            picked[one.name] = value[places]
+        elif value is not None:
+            picked[one.name] = [value[place] for place in places]
+    return dataclasses.replace(seen, **picked)
 
 
 def rle(mask: Mask, size: Size) -> Rle:

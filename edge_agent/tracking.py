@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from edge_agent import plugins
 from edge_agent.config import Config, TrackingOptions
 from edge_agent.data import Detections, Poses, Result
 from edge_agent.errors import ConfigError
+from edge_agent.geometry import iou
+from edge_agent.predictions import chosen
 
 Floats = NDArray[np.float64]
-Seen: TypeAlias = Detections | Poses
 
 _DUPLICATE = 0.15  # distance of a track and a lost one that are the same
 _SECOND, _UNCONFIRMED = 0.5, 0.7  # the largest distances of these rounds
@@ -65,11 +66,11 @@ class Tracks:
         self._cameras.pop(camera, None)
 
 
-def _told(seen: Seen, track_ids: NDArray[np.int64], least: NDArray[np.float32]) -> Seen:
+def _told(seen: Detections | Poses, track_ids: NDArray[np.int64], least: NDArray[np.float32]) -> Detections | Poses:
     """What reaches its threshold, and what belongs to a track."""
     kept = (seen.scores >= least) | (track_ids >= 0)
     tracked = dataclasses.replace(seen, track_ids=track_ids)
-    return tracked if kept.all() else _chosen(tracked, np.flatnonzero(kept))
+    return tracked if kept.all() else chosen(tracked, np.flatnonzero(kept))
 
 
 def tracks_of(config: Config) -> Tracks | None:
@@ -242,12 +243,7 @@ def _overlap(tracks: Sequence[_Track], boxes: NDArray[np.float32]) -> Floats:
     """[tracks, boxes]: intersection over union."""
     if not tracks or not len(boxes):
         return np.zeros((len(tracks), len(boxes)))
-    ours, theirs = np.stack([track.box for track in tracks])[:, None], boxes.astype(np.float64)[None]
-    low, high = np.maximum(ours[..., :2], theirs[..., :2]), np.minimum(ours[..., 2:], theirs[..., 2:])
-    common = np.clip(high - low, 0, None).prod(-1)
-    areas = [(corners[..., 2:] - corners[..., :2]).prod(-1) for corners in (ours, theirs)]
-    ratio: Floats = common / np.maximum(areas[0] + areas[1] - common, 1e-9)
-    return ratio
+    return iou(np.stack([track.box for track in tracks]), boxes)
 
 
 def _centered(boxes: Floats) -> Floats:
@@ -255,18 +251,6 @@ def _centered(boxes: Floats) -> Floats:
     sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3)
     centers = boxes[:, :2] + sizes / 2
     return np.stack((centers[:, 0], centers[:, 1], sizes[:, 0] / sizes[:, 1], sizes[:, 1]), 1)
-
-
-def _chosen(seen: Seen, places: NDArray[np.intp]) -> Seen:
-    """Some of what was seen."""
-    picked: dict[str, Any] = {}
-    for one in dataclasses.fields(seen):
-        value = getattr(seen, one.name)
-        if isinstance(value, np.ndarray):
-            picked[one.name] = value[places]
-        elif value is not None:
-            picked[one.name] = [value[place] for place in places]
-    return dataclasses.replace(seen, **picked)
 
 
 def _assignment() -> Callable[[Floats], tuple[Any, Any]]:

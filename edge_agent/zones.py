@@ -27,7 +27,7 @@ class Watch:
 
     def __init__(self, cameras: Mapping[str, CameraOptions], *, lost_frames: int) -> None:
         self._cameras = {
-            name: _CameraWatch(options.zones, options.lines, lost_frames)
+            name: _CameraWatch(_polygons(options), options.lines, lost_frames)
             for name, options in cameras.items()
             if options.zones or options.lines
         }
@@ -54,7 +54,7 @@ class _Object:
 class _CameraWatch:
     """One camera's zones and lines, and the objects that it follows."""
 
-    zones: Mapping[str, Sequence[Point]]
+    zones: Mapping[str, NDArray[np.float64]]
     lines: Mapping[str, tuple[Point, Point]]
     lost_frames: int
     _objects: dict[int, _Object] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class _CameraWatch:
         if not isinstance(seen, (Detections, Poses)):
             return result, events
         places = _standing(seen.boxes, result)
-        inside = {name: _inside(places, np.array(polygon)) for name, polygon in self.zones.items()}
+        inside = {name: _inside(places, polygon) for name, polygon in self.zones.items()}
         labels = [label(result.model.names, class_id) for class_id in seen.class_ids.tolist()]
         counts = {
             name: dict(Counter(one for one, is_in in zip(labels, where, strict=True) if is_in))
@@ -125,6 +125,10 @@ class _CameraWatch:
                     left=known.state.zones,
                 )
             self._objects.clear()
+
+
+def _polygons(options: CameraOptions) -> Mapping[str, NDArray[np.float64]]:
+    return {name: np.array(corners, np.float64) for name, corners in options.zones.items()}
 
 
 def _standing(boxes: NDArray[np.float32], result: Result) -> NDArray[np.float64]:

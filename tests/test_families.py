@@ -76,6 +76,8 @@ MODELS = {
     "ssd dense": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 40, 3)}),
     "ssd scored": Model("ssd", {"dets": (2, 40, 5), "labels": (2, 40)}, labels=3),
     "ssd turned": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 3, 40)}),
+    "ssd sigmoid": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 40, 3)}, {"activation": "sigmoid"}),
+    "ssd softmax": Model("ssd", {"boxes": (2, 40, 4), "scores": (2, 40, 3)}, {"activation": "softmax"}),
     "yunet": Model(
         "yunet",
         {
@@ -452,6 +454,21 @@ def test_quantised_numbers_are_refused_unless_the_entry_says_what_they_mean(name
     model = dataclasses.replace(MODELS[name], dtype="uint8")
     with pytest.raises(ModelError, match="holds uint8; say what its numbers mean, such as dequantize"):
         model.make()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"names": "{0: 'cat', 1: 'dog', 2: 'cow'}"},
+        {"names": "['cat', 'dog', 'cow']"},
+        {"id2label": '{"0": "cat", "1": "dog", "2": "cow"}'},
+        {"labels": "cat, dog,cow"},
+        {"character": "cat\ndog\ncow\n"},
+    ],
+)
+def test_labels_are_read_as_exporters_write_them(metadata: dict[str, str]) -> None:
+    model = dataclasses.replace(MODELS["classification"], outputs={"out": (2, 3)}, metadata=metadata)
+    assert model.make().names.labels == ("cat", "dog", "cow")
 
 
 def test_labels_for_a_model_that_has_no_classes_are_refused() -> None:

@@ -20,6 +20,7 @@ from edge_agent.data import Candidates, Detections
 from edge_agent.errors import ModelError
 from edge_agent.families import Thresholds
 from edge_agent.geometry import Placement
+from edge_agent.predictions import chosen
 
 Floats = NDArray[np.float32]
 BoxFormat = Literal["cxcywh", "xyxy", "xywh", "yxyx"]
@@ -27,6 +28,9 @@ BoxUnits = Literal["pixels", "normalized"]
 
 LOG_LIMIT = 16.0
 """Of a size's logarithm; e^16 pixels are larger than any picture."""
+
+MANY_CLASSES = 1000
+"""Of models whose outputs do not say how many there are, and whose labels nobody gives."""
 
 _CORNERS_OF = {
     "cxcywh": np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float32),
@@ -135,23 +139,6 @@ def visible(found: Detections) -> Detections:
     if has_extent.all():
         return found
     return chosen(found, np.flatnonzero(has_extent.all(1)))
-
-
-def chosen(found: Detections, places: NDArray[np.intp]) -> Detections:
-    """Some of the detections."""
-
-    def pick(values: Any) -> Any:
-        return None if values is None else values[places]
-
-    return Detections(
-        found.boxes[places],
-        found.scores[places],
-        found.class_ids[places],
-        masks=None if found.masks is None else [found.masks[place] for place in places],
-        keypoints=pick(found.keypoints),
-        corners=pick(found.corners),
-        track_ids=pick(found.track_ids),
-    )
 
 
 def nothing() -> Detections:

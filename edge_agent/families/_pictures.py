@@ -74,8 +74,10 @@ def are_channels_last(spec: TensorSpec, facts: ModelFacts) -> bool | None:
     """Whether the classes or keypoints of an output [B, C, H, W] or [B, H, W, C] come last: the other two sides are in
     the picture's ratio, else the longer ones; None where the shape is not known."""
     _, first, middle, last = spec.shape
-    if first is None or last is None:
-        return last is not None if first is None and last is not None else False if first is not None else None
+    if first is None:
+        return None if last is None else True
+    if last is None:
+        return False
     ratio = _ratio(facts)
     if ratio is not None and middle is not None and last != first:
         is_first = abs(middle / last - ratio) < 0.05 * ratio
@@ -97,6 +99,16 @@ def picture_sides(facts: ModelFacts) -> tuple[int | None, int | None]:
 def _ratio(facts: ModelFacts) -> float | None:
     height, width = picture_sides(facts)
     return height / width if height and width else None
+
+
+def is_interleaved(facts: ModelFacts) -> bool:
+    """Whether the picture's channels come last, as in models of TensorFlow."""
+    return _layout(picture_tensor(facts)) == "nhwc"
+
+
+def output_of(facts: ModelFacts, name: str) -> TensorSpec:
+    """The output of this name, which there is."""
+    return next(spec for spec in facts.outputs if spec.name == name)
 
 
 def outputs_of(facts: ModelFacts) -> str:

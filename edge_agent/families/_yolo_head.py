@@ -9,18 +9,11 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from edge_agent.config import Count
-from edge_agent.data import (
-    ModelFacts,
-    TensorSpec,
-)
+from edge_agent.data import ModelFacts, TensorSpec
 from edge_agent.errors import ModelError
-from edge_agent.families._boxes import (
-    BoxFormat,
-    BoxOptions,
-    BoxUnits,
-)
+from edge_agent.families._boxes import MANY_CLASSES, BoxFormat, BoxOptions, BoxUnits
 from edge_agent.families._metadata import file_labels, literal
-from edge_agent.families._pictures import outputs_of, picture_sides, shown
+from edge_agent.families._pictures import output_of, outputs_of, picture_sides, shown
 
 Head = Literal["dense", "objectness", "yolox", "end_to_end", "queries"]
 Task = Literal["detect", "segment", "pose", "obb"]
@@ -29,7 +22,6 @@ STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
 """That YOLO models have, the commonest first."""
 ANCHORS = 3  # a cell, of heads with objectness
 _MOST_END_TO_END = 1000
-_MANY_CLASSES = 1000
 _TASKS: dict[str, Task] = {"detect": "detect", "segment": "segment", "pose": "pose", "obb": "obb"}
 
 
@@ -87,7 +79,7 @@ def read_head(facts: ModelFacts, options: YoloOptions, labels: Sequence[str] | N
             raise ModelError(
                 f"the output {shown(shape)} has {rows} values a box, a {task} head of this kind {6 + extras}"
             )
-        classes = known or _MANY_CLASSES  # the output does not say how many there are
+        classes = known or MANY_CLASSES  # the output does not say how many there are
     if classes < 1:
         raise ModelError(f"the output {shown(shape)} leaves no room for classes in a {kind} head for {task}")
     named = prototypes.name if prototypes is not None and task == "segment" else None
@@ -193,4 +185,4 @@ def _keypoint_shape(facts: ModelFacts, options: YoloOptions, room: int) -> tuple
 
 
 def shape_of(facts: ModelFacts, output: str) -> tuple[int | None, ...]:
-    return next(spec.shape for spec in facts.outputs if spec.name == output)
+    return output_of(facts, output).shape

@@ -19,9 +19,9 @@ from edge_agent.families._pictures import (
     NORMAL,
     RGB_0_1,
     RGB_SIGNED,
+    is_interleaved,
     outputs_of,
     picture_spec,
-    picture_tensor,
     shown,
 )
 from edge_agent.geometry import Placement
@@ -122,7 +122,6 @@ def _preparation(meaning: Meaning, options: ClassificationOptions) -> dict[str, 
     """Centre crop as classifiers are trained; Ultralytics' take 0..1, TensorFlow's -1..1, others ImageNet's mean."""
     normal = NORMAL.get(options.normalize)
     if normal is None:
-        shape = picture_tensor(meaning.facts).shape
         told = meaning.facts.metadata.get("task") == "classify"
-        normal = RGB_0_1 if told else RGB_SIGNED if shape[3] == 3 and shape[1] != 3 else IMAGENET
+        normal = RGB_0_1 if told else RGB_SIGNED if is_interleaved(meaning.facts) else IMAGENET
     return {"resize": "crop", **normal}

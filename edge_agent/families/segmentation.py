@@ -26,9 +26,9 @@ from edge_agent.families._pictures import (
     RGB_0_1,
     RGB_SIGNED,
     are_channels_last,
+    is_interleaved,
     outputs_of,
     picture_spec,
-    picture_tensor,
     shown,
 )
 from edge_agent.geometry import Placement
@@ -96,12 +96,10 @@ class SegmentationFamily:
         named = labels_of(meaning.labels, meaning.facts, classes)
         if labels is None and self._is_binary:
             named = ("background", "foreground")
-        taken = picture_tensor(meaning.facts)
         normal = NORMAL.get(options.normalize)
         if normal is None:
             own = meaning.facts.metadata.get("task") == "semantic"
-            last = taken.shape[3] == 3 and taken.shape[1] != 3
-            normal = RGB_0_1 if own else RGB_SIGNED if last else IMAGENET
+            normal = RGB_0_1 if own else RGB_SIGNED if is_interleaved(meaning.facts) else IMAGENET
         self.preprocess = picture_spec(meaning, resize="stretch", **normal)
         self.names = Names(named, colors=palette(options.palette, named))
         self._options = options

@@ -19,7 +19,7 @@ from edge_agent.errors import ModelError
 from edge_agent.families import Guess, Meaning
 from edge_agent.families._keypoints import KeypointOptions, keypoint_names, no_poses, of_keypoints
 from edge_agent.families._metadata import require_real
-from edge_agent.families._pictures import IMAGENET, outputs_of, picture_sides, picture_spec
+from edge_agent.families._pictures import IMAGENET, output_of, outputs_of, picture_sides, picture_spec
 from edge_agent.geometry import Placement
 
 _MOST_POINTS = 300
@@ -56,7 +56,7 @@ class SimccFamily:
         self._x, self._y = _outputs(meaning.facts)
         require_real(meaning.facts, self._x, self._y)
         self.preprocess = picture_spec(meaning, pad=0, **IMAGENET)
-        shape = next(spec.shape for spec in meaning.facts.outputs if spec.name == self._x)
+        shape = output_of(meaning.facts, self._x).shape
         self._options, self._facts = options, meaning.facts
         self.names = Names(tuple(meaning.labels or ("person",)))
         count = len(options.keypoints) if shape[1] is None and options.keypoints else shape[1]

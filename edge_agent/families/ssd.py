@@ -23,15 +23,25 @@ from edge_agent.config import Table
 from edge_agent.data import Candidates, Detections, ModelFacts, Names, Tensors, TensorSpec
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.families import Guess, Meaning
-from edge_agent.families._boxes import BoxFormat, BoxOptions, BoxUnits, Selection, decoded, softmax
+from edge_agent.families._boxes import (
+    MANY_CLASSES,
+    BoxFormat,
+    BoxOptions,
+    BoxUnits,
+    Selection,
+    decoded,
+    sigmoid,
+    softmax,
+)
 from edge_agent.families._metadata import file_labels, labels_of, require_real
 from edge_agent.families._pictures import (
     BGR_0_255,
     RGB_0_1,
     RGB_SIGNED,
+    is_interleaved,
+    output_of,
     outputs_of,
     picture_spec,
-    picture_tensor,
     shown,
 )
 from edge_agent.geometry import Placement
@@ -42,8 +52,6 @@ _WORDS = {
     "scores": ("score", "conf", "prob"),
     "classes": ("class", "label", "cls"),
 }
-
-
 Column = Literal["batch", "x1", "y1", "x2", "y2", "score", "class"]
 _ROWS: Mapping[int, list[Column]] = {
     6: ["class", "score", "x1", "y1", "x2", "y2"],  # PaddleDetection
@@ -97,7 +105,7 @@ class SsdFamily:
         except ModelError:
             return None
         listed = ", ".join(f"{role} {name!r}" for role in _WORDS if (name := getattr(roles, role)))
-        scores = next(spec for spec in facts.outputs if spec.name == roles.scores)
+        scores = output_of(facts, roles.scores)
         told = _told_by_name(scores.name) == "scores" or roles.count is not None
         form, units = _box_form(facts, roles)
         because = [f"the outputs are {listed}", f"boxes are taken for {form}, {units}"]
@@ -116,9 +124,9 @@ class SsdFamily:
             roles = _roles(facts, {str(role): name for role, name in options.outputs.items()})
         self._roles = roles
         require_real(meaning.facts, roles.boxes, roles.scores)
-        self.takes_batches = rows is None and len(_spec(facts, roles.boxes).shape) == 3
+        self.takes_batches = rows is None and len(output_of(facts, roles.boxes).shape) == 3
         self._options = options
-        is_tensorflow = _is_tensorflow(facts)
+        is_tensorflow = is_interleaved(facts)
         # Detectors of this kind see the whole picture stretched; TensorFlow's want -1..1.
         # What ends in a plugin of TensorRT was a YOLO, which wants letterboxes.
         is_yolo = rows is not None or roles.count is not None
@@ -196,7 +204,7 @@ class SsdFamily:
             if self._options.activation == "softmax":
                 scores = softmax(scores)
             elif self._options.activation == "sigmoid":
-                scores = 1 / (1 + np.exp(-np.clip(scores.astype(np.float32), -80, 80)))
+                scores = sigmoid(scores)
             likely = scores[:, self._columns].astype(np.float32, copy=False)
             best = likely.max(1)
             rows = np.flatnonzero(best >= np.float32(self._selection.threshold))
@@ -209,8 +217,7 @@ class SsdFamily:
             columns = self._roles.columns or 0
             return labels_of(meaning.labels, meaning.facts, len(range(columns)[self._columns]))
         given = meaning.labels if meaning.labels is not None else file_labels(meaning.facts)
-        # The outputs do not say how many classes there are; TensorFlow's COCO models have 90.
-        return tuple(given) if given is not None else tuple(f"class_{i}" for i in range(1000))
+        return tuple(given) if given is not None else tuple(f"class_{i}" for i in range(MANY_CLASSES))
 
 
 Family = SsdFamily
@@ -278,10 +285,6 @@ def _told_by_name(name: str) -> str | None:
     return next((role for role, words in _WORDS.items() if any(word in lowered for word in words)), None)
 
 
-def _spec(facts: ModelFacts, name: str) -> TensorSpec:
-    return next(spec for spec in facts.outputs if spec.name == name)
-
-
 def _first(specs: Sequence[TensorSpec], fits: Any) -> str | None:
     return next((spec.name for spec in specs if fits(spec)), None)
 
@@ -298,14 +301,8 @@ def _is_count(spec: TensorSpec, rank: int) -> bool:
     return rank == 3 and (len(spec.shape) == 1 or (len(spec.shape) == 2 and spec.shape[1] == 1))
 
 
-def _is_tensorflow(facts: ModelFacts) -> bool:
-    """Whether it comes from TensorFlow, by its channels, which come last there."""
-    shape = picture_tensor(facts).shape
-    return shape[3] == 3 and shape[1] != 3
-
-
 def _box_form(facts: ModelFacts, roles: _Roles) -> tuple[BoxFormat, BoxUnits]:
-    if _is_tensorflow(facts) or roles.boxes.startswith("detection_boxes"):
+    if is_interleaved(facts) or roles.boxes.startswith("detection_boxes"):
         return "yxyx", "normalized"
     if _is_ultraface(roles):
         return "xyxy", "normalized"

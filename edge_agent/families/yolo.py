@@ -39,11 +39,11 @@ from edge_agent.families._boxes import (
     BoxFormat,
     Floats,
     Selection,
-    chosen,
     corners_of,
     detections,
     finite,
     nothing,
+    visible,
 )
 from edge_agent.families._keypoints import keypoint_names, no_poses, posed
 from edge_agent.families._masks import masks_of
@@ -111,16 +111,14 @@ class YoloFamily:
             defaults = {"resize": "stretch", **defaults}
         self.preprocess = picture_spec(meaning, **defaults)
         self.names = _names(meaning, options, head)
+        if head.kind in ("end_to_end", "queries"):  # these have chosen already
+            options = msgspec.structs.replace(options, nms="none")
         self._selection = Selection(options, meaning.thresholds, self.names.labels)
         self._form, self._scale = _boxes_form(options, head, self.preprocess)
         self._ends_there = head.kind == "end_to_end"
         self._grid = None
         if head.kind == "yolox":
             self._grid = _grid(self.preprocess, options, shape_of(meaning.facts, head.output)[1])
-        if head.kind in ("end_to_end", "queries"):
-            self._selection = Selection(
-                msgspec.structs.replace(options, nms="none"), meaning.thresholds, self.names.labels
-            )
         cells = len(self._grid.strides) if self._grid else None
         self._reduction = Reduction(
             output=head.output,
@@ -197,9 +195,7 @@ class YoloFamily:
         hull = np.concatenate((corners.min(1), corners.max(1)), 1)
         limit = np.array([placement.source_width, placement.source_height] * 2, np.float32)
         hull = np.clip(hull, 0, limit)
-        found = Detections(hull, scores[order], class_ids[order], corners=corners)
-        is_seen = (hull[:, 2:] > hull[:, :2]).all(1)
-        return found if is_seen.all() else chosen(found, np.flatnonzero(is_seen))
+        return visible(Detections(hull, scores[order], class_ids[order], corners=corners))
 
 
 Family = YoloFamily

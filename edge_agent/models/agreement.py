@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.backends import Engine
 from edge_agent.data import Detections, Image, Poses, Prediction, Tensors
 from edge_agent.families import Family
+from edge_agent.geometry import iou
 
 _LONGEST_LIST, _WIDEST_ROW = 1000, 64
 _SAME = 0.5  # IoU of two boxes that are one
@@ -90,17 +91,9 @@ def _confirmed(found: Detections, by: Detections, threshold: float) -> NDArray[n
     for box, class_id, score in zip(found.boxes, found.class_ids, found.scores, strict=True):
         if score < threshold:
             continue
-        overlap = _iou(box, by.boxes) * (by.class_ids == class_id) * free
+        overlap = iou(box[None], by.boxes)[0] * (by.class_ids == class_id) * free
         best = int(overlap.argmax()) if len(overlap) else -1
         hits.append(best >= 0 and overlap[best] >= _SAME)
         if hits[-1]:
             free[best] = False
     return np.array(hits, bool)
-
-
-def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = np.clip(high - low, 0, None).prod(1)
-    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - common
-    ratio: NDArray[np.float32] = common / np.maximum(area, 1e-9)
-    return ratio

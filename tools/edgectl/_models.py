@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from edge_agent.errors import ConfigError
 from edge_agent.models.store import ModelStore
 
@@ -63,8 +61,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def plain(value: Any) -> Any:
-    """Lists, dictionaries, text and numbers, as JSON has them."""
-    return msgspec.to_builtins(value)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
+import msgspec
 import numpy as np
 import typer
 
-from edge_agent import backends, config, drawing, logs, plugins, sources
+from edge_agent import backends, config, drawing, logs, sources
+from edge_agent.check import engines_of
 from edge_agent.config import CameraOptions, Config
 from edge_agent.data import Frame, Image, Result
 from edge_agent.errors import EdgeAgentError, EndOfStream, SourceError
 from edge_agent.messages import Topics, encode_result
-from edge_agent.models.engines import Engines
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.predictions import described
@@ -123,17 +124,13 @@ def _opened(loaded: Config) -> Iterator[LoadedModel]:
     choice = backends.choose(loaded.inference.backend, fallback=loaded.inference.fallback, options=loaded.backends)
     if choice.trouble:
         typer.echo(f"{choice.because}; {choice.name} runs the model", err=True)
-    engine_class = plugins.load("backends", choice.name)
-    engines = None
-    if engine_class.is_built:
-        engines = Engines(loaded.backends.get(choice.name) or engine_class.Options())
     model = open_model(
         ModelStore(loaded.models).get(loaded.model.active),
         backend=choice.name,
         backends=loaded.backends,
         inference=loaded.inference,
         tracked_from=loaded.tracking.low if loaded.tracking.enabled else None,
-        engines=engines,
+        engines=engines_of(choice.name, loaded),
         progress=lambda phase, percent: typer.echo(f"building an engine: {phase} {percent or ''}", err=True),
     )
     try:
@@ -210,23 +207,24 @@ def _written(out: Path | None, picture: str, camera: CameraOptions) -> Iterator[
 
 @contextmanager
 def _video(path: Path, camera: CameraOptions) -> Iterator[_Writer]:
-    opened: list[cv2.VideoWriter] = []
-    size: list[tuple[int, int]] = []  # the first picture's is the video's
+    writer: cv2.VideoWriter | None = None
+    size = (0, 0)  # the first picture's is the video's
 
     def write(result: Result, fps: float | None) -> None:
+        nonlocal writer, size
         image = drawing.annotated(result, camera)
-        if not opened:
-            size.append(image.shape[1::-1])
+        if writer is None:
+            size = image.shape[1], image.shape[0]
             fourcc = cv2.VideoWriter.fourcc(*("mp4v" if path.suffix.lower() == ".mp4" else "MJPG"))
-            opened.append(cv2.VideoWriter(str(path), fourcc, fps or _FPS, image.shape[1::-1]))
-            if not opened[0].isOpened():
+            writer = cv2.VideoWriter(str(path), fourcc, fps or _FPS, size)
+            if not writer.isOpened():
                 raise InferError(f"{path}: OpenCV cannot write such a video")
-        opened[0].write(image if image.shape[1::-1] == size[0] else cv2.resize(image, size[0]))
+        writer.write(image if image.shape[1::-1] == size else cv2.resize(image, size))
 
     try:
         yield write
     finally:
-        for writer in opened:
+        if writer is not None:
             writer.release()
 
 
@@ -256,8 +254,7 @@ def _told(result: Result) -> str:
     size = result.frame.image.shape[:2]
     [(key, seen)] = described(result.prediction, result.model.names, size).items()
     head = f"#{result.frame.seq}  {size[1]}x{size[0]}  {result.model.name}  {result.timings.inference_ms:.1f} ms  {key}"
-    values = json.loads(json.dumps(seen, default=_plain))
-    return "\n".join([head, *(f"  {line}" for line in _lines(key, values))])
+    return "\n".join([head, *(f"  {line}" for line in _lines(key, msgspec.to_builtins(seen)))])
 
 
 def _lines(key: str, seen: Any) -> Iterator[str]:
@@ -276,9 +273,3 @@ def _lines(key: str, seen: Any) -> Iterator[str]:
         yield f"{len(seen['regions'])} region(s)"
     else:
         yield json.dumps(seen)[:300]
-
-
-def _plain(value: Any) -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(value)
