@@ -7,7 +7,6 @@ used, what does not is built again, in a process of its own, while whatever runs
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -28,13 +27,15 @@ from msgspec import Struct
 
 from edge_agent import cuda
 from edge_agent.backends import _trt
-from edge_agent.backends.tensorrt import Precision, TensorRtOptions
-from edge_agent.config import InferenceOptions, ModelOptions, ShapeRange, Table
+from edge_agent.backends.tensorrt import TensorRtOptions
+from edge_agent.config import InferenceOptions, ModelOptions, Precision, ShapeRange, Table
 from edge_agent.errors import ModelError
 from edge_agent.messages import timestamp
-from edge_agent.models import pictures
+from edge_agent.models import onnx_file, pictures
 from edge_agent.models.agreement import Agreement
-from edge_agent.models.store import StoredModel
+from edge_agent.models.files import replace, sha256, storing
+from edge_agent.models.registry import EngineRecord
+from edge_agent.models.store import StoredModel, Verdict, variants
 
 log = structlog.get_logger()
 
@@ -132,6 +133,7 @@ class Engines:
         self._target = target
         self._process: subprocess.Popen[bytes] | None = None
         self._is_cancelled = False
+        self._is_aborted = False
 
     def find(self, stored: StoredModel, inference: InferenceOptions) -> Path | None:
         """The engine for this model, this machine and these options, if it is built and sound.
@@ -176,6 +178,11 @@ class Engines:
     def cancel(self) -> None:
         """End the build that runs, and let none begin."""
         self._is_cancelled = True
+        self.abort()
+
+    def abort(self) -> None:
+        """End the build that runs, if one does."""
+        self._is_aborted = True
         if process := self._process:
             process.kill()
 
@@ -183,14 +190,61 @@ class Engines:
         folder = stored.options.calibration or self._options.calibration
         return Path(folder) if folder else None
 
+    def records(self, stored: StoredModel, inference: InferenceOptions) -> list[EngineRecord]:
+        """What engines of a model there are, and which of them fit here. Raises `GpuUnavailable`."""
+        return [
+            record
+            for path in sorted(self._folder(stored).glob("*.engine"))
+            if (record := self._record(path, stored, inference))
+        ]
+
+    def verify(self, stored: StoredModel, path: Path) -> Verdict:
+        """Whether an engine's file is what was built."""
+        name = f"{path.parent.name}/{path.name}"
+        try:
+            wanted = self.sidecar(path).engine_sha256
+        except (OSError, msgspec.MsgspecError):
+            return Verdict(stored.id, name, "damaged")
+        return Verdict(stored.id, name, "ok" if sha256(path) == wanted else "damaged")
+
+    def is_useful(self, stored: StoredModel, path: Path, inference: InferenceOptions) -> bool:
+        """Whether an engine that is there fits this machine, this file and the options now, in whatever precision."""
+        try:
+            there = self.sidecar(path).key
+            key = self.key(stored, inference)
+        except (OSError, msgspec.MsgspecError, ModelError):
+            return False
+        same = {"precision": key.precision, "calibration_sha256": key.calibration_sha256}
+        wanted = {_meaning_sha256(variant.options) for variant in variants(stored)}
+        there = msgspec.structs.replace(there, **same)
+        return any(there == msgspec.structs.replace(key, meaning_sha256=meaning) for meaning in wanted)
+
+    def _record(self, path: Path, stored: StoredModel, inference: InferenceOptions) -> EngineRecord | None:
+        try:
+            sidecar = self.sidecar(path)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return EngineRecord(
+            file=path.name,
+            precision=sidecar.key.precision,
+            tensorrt=sidecar.key.platform.tensorrt,
+            gpu=sidecar.key.platform.gpu,
+            size_bytes=sidecar.engine_bytes,
+            built_at=sidecar.built_at,
+            build_s=sidecar.build_s,
+            fits=self.is_useful(stored, path, inference),
+            agreement=sidecar.agreement,
+        )
+
     def _folder(self, stored: StoredModel) -> Path:
-        return self._options.directory / stored.name
+        """A kept model's own, so that they go with it."""
+        return stored.path.parent / "engines" if stored.is_kept else self._options.directory / stored.name
 
     def _sound(self, stored: StoredModel, key: Key) -> Path | None:
         path = self._folder(stored) / f"{key.digest}.engine"
         try:
             sidecar = self.sidecar(path)
-            found = _sha256(path)
+            found = sha256(path)
         except (OSError, ModelError, msgspec.MsgspecError):
             return None
         if found != sidecar.engine_sha256 or sidecar.key != key:
@@ -228,7 +282,7 @@ class Engines:
         platform = hashlib.sha256(msgspec.json.encode(key.platform, order="sorted")).hexdigest()[:16]
         calibration = self._calibration(stored)
         began = time.monotonic()
-        try:
+        with storing(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _sweep(folder, older_than_s=2 * self._options.build_timeout_s)
             with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
@@ -249,7 +303,7 @@ class Engines:
                 built = self._run(request, progress)
                 sidecar = Sidecar(
                     key=key,
-                    engine_sha256=_sha256(plan),
+                    engine_sha256=sha256(plan),
                     engine_bytes=plan.stat().st_size,
                     built_at=timestamp(time.time_ns()),
                     build_s=round(time.monotonic() - began, 1),
@@ -259,10 +313,10 @@ class Engines:
                 )
                 facts = plan.with_name("facts")
                 facts.write_bytes(msgspec.json.format(msgspec.json.encode(sidecar), indent=2))
-                _move(plan, path)
-                _move(facts, path.with_suffix(".json"))  # last: an engine counts once its sidecar is there
-        except OSError as error:
-            raise ModelError(f"{stored.name}: the engine cannot be kept: {error}") from error
+                for made in (plan, facts):
+                    made.chmod(0o600)
+                replace(plan, path)
+                replace(facts, path.with_suffix(".json"))  # last: an engine counts once its sidecar is there
         log.info(
             "engine.built",
             model=stored.name,
@@ -293,7 +347,7 @@ class Engines:
                 ) as process,
                 _killed_after(self._options.build_timeout_s, process) as too_long,
             ):
-                self._process = process
+                self._process, self._is_aborted = process, False
                 if self._is_cancelled:
                     process.kill()
                 assert process.stdin is not None
@@ -304,11 +358,15 @@ class Engines:
             self._process = None
             if "built" in answer:
                 return msgspec.convert(answer["built"], Built)
-            if self._is_cancelled:
-                raise ModelError(f"{request.name}: the build was cancelled")
+            if self._is_cancelled or self._is_aborted:
+                raise ModelError(f"{request.name}: the build was cancelled", code="cancelled")
             if too_long.is_set():
-                raise ModelError(f"{request.name}: the build took more than {self._options.build_timeout_s:g} s")
-            raise ModelError(f"{request.name}: {answer.get('error') or _crash(process.returncode, complaints)}")
+                raise ModelError(
+                    f"{request.name}: the build took more than {self._options.build_timeout_s:g} s", code="build_failed"
+                )
+            raise ModelError(
+                f"{request.name}: {answer.get('error') or _crash(process.returncode, complaints)}", code="build_failed"
+            )
 
 
 @contextlib.contextmanager
@@ -382,27 +440,16 @@ def _calibration_sha256(folder: Path) -> str:
     """Of the pictures to calibrate with and to compare on."""
     digest = hashlib.sha256()
     for path in pictures.listed(folder):
-        digest.update(path.name.encode() + b"\0" + _sha256(path).encode())
+        digest.update(path.name.encode() + b"\0" + sha256(path).encode())
     return digest.hexdigest()[:16]
 
 
 def _onnx_sha256(path: Path) -> str:
-    """Of the file, and of its weights where they are kept beside it (`model.onnx.data`, `model.onnx_data`)."""
-    outside = sorted(path.parent.glob(f"{glob.escape(path.stem)}*data"))
+    """Of the file, and of its weights where they are kept beside it."""
+    outside = onnx_file.external_files(path)
     if not outside:
-        return _sha256(path)
-    return hashlib.sha256("".join(_sha256(part) for part in (path, *outside)).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", code="model_not_found") from error
-    return digest.hexdigest()
+        return sha256(path)
+    return hashlib.sha256("".join(sha256(part) for part in (path, *outside)).encode()).hexdigest()
 
 
 def _sweep(folder: Path, *, older_than_s: float) -> None:
@@ -411,22 +458,6 @@ def _sweep(folder: Path, *, older_than_s: float) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > older_than_s:
                 shutil.rmtree(left)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Put a whole file in place, so that it is there after a power cut or not at all."""
-    source.chmod(0o600)
-    _sync(source)
-    source.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def is_built(stored: StoredModel) -> bool:
