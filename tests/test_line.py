@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -14,13 +15,16 @@ from structlog.testing import capture_logs
 from edge_agent.backends.fake import FakeOptions
 from edge_agent.backends.onnx import OnnxEngine
 from edge_agent.config import InferenceOptions
-from edge_agent.data import Frame, Result
-from edge_agent.errors import GpuOutOfMemory
+from edge_agent.data import Detections, Frame, ModelRef, Names, Result, Timings
+from edge_agent.errors import EngineError, GpuOutOfMemory
 from edge_agent.frames import FramePool
-from edge_agent.models.loaded import LoadedModel, open_model
+from edge_agent.messages import Topics
+from edge_agent.models.loaded import Inferred, LoadedModel, open_model
 from edge_agent.models.store import ModelStore
-from edge_agent.pipeline import infer
+from edge_agent.pipeline import Reporter, infer
 from edge_agent.queue import FrameQueue, QueueLimits
+from edge_agent.stats import LineStats
+from edge_agent.zones import Watch
 
 STORE = ModelStore({})
 
@@ -49,6 +53,12 @@ class Slot:
             self.swapped_with.append(self.in_flight())
             self.models.pop(0)
         return self.models[0]
+
+    def judge(self, inferred: Inferred) -> None:
+        """Every model is trusted."""
+
+    def give_up(self, error: EngineError) -> bool:
+        return False
 
     def close(self) -> None:
         """Nothing to free."""
@@ -199,3 +209,42 @@ def test_the_cpu_engines_pool_copies_nothing() -> None:
     buffer, picture = pool.take((4, 6, 3)), np.zeros((4, 6, 3), np.uint8)
     assert pool.exchange(buffer, picture) is picture
     assert pool.take((4, 6, 3)) is buffer
+
+
+def reporter(**options: Any) -> tuple[Reporter, list[dict[str, Any]]]:
+    """A reporter, and the results that it publishes."""
+    told: list[dict[str, Any]] = []
+
+    class Shots:
+        def offer(self, result: Result) -> None:
+            """Nobody waits."""
+
+    return Reporter(
+        topics=Topics("edge", "rig"),
+        publish=lambda message: told.append(json.loads(message.payload)),
+        stats=LineStats(),
+        snapshots=Shots(),  # type: ignore[arg-type]
+        tracks=None,
+        watch=Watch({}, lost_frames=1),
+        inference=InferenceOptions(**options),
+    ), told
+
+
+def seen(at_s: float, camera: str = "a") -> Result:
+    found = Detections(np.zeros((3, 4), np.float32), np.full(3, 0.9, np.float32), np.array([0, 1, 2]))
+    shot = Frame(camera, 0, np.zeros((4, 4, 3), np.uint8), 0, int(at_s * 1e9))
+    return Result(shot, ModelRef("m", "1", "detect", Names(("cat", "dog"))), found, Timings(0, 0, 0, 0, 0))
+
+
+def test_only_the_classes_that_are_wanted_are_told() -> None:
+    report, told = reporter(classes=["dog", "class_2", "nothing"])
+    report([seen(0)])
+    assert [one["label"] for one in told[0]["detections"]] == ["dog", "class_2"]
+
+
+@pytest.mark.parametrize("fps", [7.0, 29.97, 240.0])
+def test_results_come_no_faster_than_they_are_wanted_and_not_much_slower(fps: float) -> None:
+    report, told = reporter(max_results_per_s=5.0)
+    for number in range(int(20 * fps)):
+        report([seen(number / fps), seen(number / fps, "b")])
+    assert 2 * 20 * 5 * 0.93 <= len(told) <= 2 * (20 * 5 + 1)

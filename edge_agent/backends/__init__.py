@@ -67,6 +67,10 @@ class Engine(Protocol):
     def facts(self) -> ModelFacts: ...
 
     @property
+    def runtime(self) -> str:
+        """What runs the model, with its version: `onnxruntime 1.23.2`."""
+
+    @property
     def max_batch(self) -> int:
         """The most pictures a `submit` may bring."""
 
@@ -118,7 +122,8 @@ def picture_input(facts: ModelFacts, spec: PreprocessSpec, constants: Constants)
     if len(wanted) != 3 or any(a not in (None, b) for a, b in zip(wanted, picture, strict=True)):
         raise ModelError(
             f"the model's input {taken.name!r} is {list(taken.shape)}, "
-            f"which pictures of {list(picture)} do not fit; set preprocess.size"
+            f"which pictures of {list(picture)} do not fit; set preprocess.size",
+            code="model_shapes",
         )
     return taken, taken.shape[0]
 

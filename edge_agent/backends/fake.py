@@ -54,6 +54,7 @@ class FakeEngine:
         self._batches = 0
         self.max_batch = 1
         self.depth = options.depth
+        self.runtime = "fake"
         self.facts = ModelFacts(
             inputs=(TensorSpec("images", (None, 3, 320, 320), "float32"),),
             outputs=(TensorSpec("output0", (None, 4 + len(_CLASSES), _CELLS), "float32"),),

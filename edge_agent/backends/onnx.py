@@ -92,6 +92,7 @@ class OnnxEngine:
             outputs=tuple(_spec(value) for value in self._session.get_outputs()),
             metadata=dict(self._session.get_modelmeta().custom_metadata_map),
         )
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self._outputs = [spec.name for spec in self.facts.outputs]
         self.max_batch = 1
 

@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from edge_agent import cuda, gpu
 from edge_agent.backends import Constants, Outcome, Ticket, _trt, fitted_constants, picture_input
-from edge_agent.config import ConfigPath, Count, Positive, Share, Table, state_directory
+from edge_agent.config import ConfigPath, Count, Positive, Precision, Share, Table, state_directory
 from edge_agent.data import Image, ModelFacts, PreprocessSpec, Reduction, TensorSpec
 from edge_agent.errors import CudaError, EngineError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.geometry import Placement, place
 
 log = structlog.get_logger()
 
-Precision = Literal["fp32", "fp16", "int8"]
 Where = Literal["gpu", "cpu"]
 
 
@@ -123,6 +122,7 @@ class TensorRtEngine:
         self._turn = 0
         self._kernels: cuda.Kernels | None = None
         self.facts = _facts(self._trt, self._engine, metadata)
+        self.runtime = _trt.name_of(self._trt)
         self.max_batch = 1
 
     @property

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from edge_agent import caching, cuda
 from edge_agent.backends import _trt, fitted_constants, picture_input
 from edge_agent.backends.onnx import OnnxEngine, OnnxOptions
-from edge_agent.backends.tensorrt import Precision, TensorRtEngine, TensorRtOptions
-from edge_agent.config import InferenceOptions, ShapeRange
+from edge_agent.backends.tensorrt import TensorRtEngine, TensorRtOptions
+from edge_agent.config import InferenceOptions, Precision, ShapeRange
 from edge_agent.data import ModelFacts, PreprocessSpec, TensorSpec
 from edge_agent.errors import EdgeAgentError, ModelError
 from edge_agent.families import Family

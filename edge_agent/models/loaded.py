@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_agent import plugins
-from edge_agent.backends import Constants, Engine, Ticket
+from edge_agent.backends import Constants, Engine, Outcome, Ticket
 from edge_agent.config import InferenceOptions, Table
 from edge_agent.data import Batch, Frame, ModelRef, Result, Timings
-from edge_agent.errors import EngineError, GpuLost, GpuUnavailable, ModelError
+from edge_agent.errors import EngineError, GpuLost, GpuOutOfMemory, GpuUnavailable, ModelCode, ModelError, NotFinite
 from edge_agent.families import Family
 from edge_agent.models.engines import Engines, Progress, is_built
 from edge_agent.models.inspect import make_family
@@ -29,14 +30,33 @@ class Pending:
     started_ns: int
 
 
-class LoadedModel:
-    """Driven by one thread at a time; `close` frees the engine."""
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """What came of a batch: a result a frame, in order, and how long the inference of all of them took."""
 
-    def __init__(self, ref: ModelRef, *, backend: str, engine: Engine, family: Family) -> None:
+    results: Sequence[Result]
+    inference_ms: float
+
+
+class LoadedModel:
+    """Driven by one thread at a time; `close` frees the engine. With `requires_numbers` outputs that hold NaN are an
+    error (`NotFinite`): a look at all of them, while the model is not trusted yet."""
+
+    def __init__(
+        self, ref: ModelRef, *, backend: str, engine: Engine, family: Family, inference: InferenceOptions
+    ) -> None:
         self.ref = ref
         self.backend = backend
+        self.inference = inference
+        self.runtime = engine.runtime
+        self.requires_numbers = True
         self._engine = engine
         self._family = family
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture that the model is given."""
+        return self._family.preprocess.width, self._family.preprocess.height
 
     @property
     def max_batch(self) -> int:
@@ -52,10 +72,12 @@ class LoadedModel:
         started = time.monotonic_ns()
         return Pending(batch, self._engine.submit([frame.image for frame in batch]), started)
 
-    def collect(self, pending: Pending) -> Sequence[Result]:
-        """One result a frame, in order; for batches in the order of their `submit`. Raises `EngineError`."""
+    def collect(self, pending: Pending) -> Inferred:
+        """What came of it; for batches in the order of their `submit`. Raises `EngineError`."""
         batch, family, placements = pending.batch, self._family, pending.ticket.placements
         outcome = self._engine.collect(pending.ticket)
+        if self.requires_numbers:
+            _require_numbers(outcome)
         collected = time.monotonic_ns()
         candidates = family.reduce(outcome.tensors) if outcome.candidates is None else outcome.candidates
         if len(candidates) != len(batch):
@@ -63,7 +85,7 @@ class LoadedModel:
         predictions = [family.decode(found, at) for found, at in zip(candidates, placements, strict=True)]
         ended = time.monotonic_ns()
         count = len(batch)
-        return [
+        results = [
             Result(
                 frame,
                 self.ref,
@@ -78,21 +100,31 @@ class LoadedModel:
             )
             for frame, prediction in zip(batch, predictions, strict=True)
         ]
+        return Inferred(results, outcome.inference_ms)
 
     def warm_up(self) -> float:
-        """Run once on a grey picture; milliseconds it took. Raises `ModelError` if the model cannot."""
-        spec = self._family.preprocess
-        now = time.monotonic_ns()
-        grey = np.full((spec.height, spec.width, 3), 127, np.uint8)
+        """Run once on a picture of noise; milliseconds it took. Raises `ModelError` if the model cannot."""
+        began = time.monotonic()
+        self.time_inferences(self.depth, within_s=math.inf)  # each of the engine's places once
+        self.ref = dataclasses.replace(self.ref, names=self._family.names)  # a run may tell more than the file
+        return (time.monotonic() - began) * 1e3
+
+    def time_inferences(self, most: int, *, within_s: float) -> Sequence[float]:
+        """Milliseconds of inferences of one picture, one after the other: `most` of them, or as many as fit into the
+        time, and at least one. Raises `ModelError`."""
+        width, height = self.size
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        frame = Frame("warm-up", 0, noise, time.time_ns(), time.monotonic_ns())
+        until, took = time.monotonic() + within_s, list[float]()
         try:
-            for _ in range(self.depth):  # each of the engine's places once
-                self.collect(self.submit([Frame("warm-up", 0, grey, time.time_ns(), now)]))
+            while len(took) < most and (not took or time.monotonic() < until):
+                took.append(self.collect(self.submit([frame])).inference_ms)
         except GpuLost:
             raise
         except EngineError as error:
-            raise ModelError(f"{self.ref.name}: warm-up failed: {error}") from error
-        self.ref = dataclasses.replace(self.ref, names=self._family.names)  # a run may tell more than the file
-        return (time.monotonic_ns() - now) / 1e6
+            code: ModelCode = "model_not_finite" if isinstance(error, NotFinite) else "model_rejected"
+            raise ModelError(f"{self.ref.name}: warm-up failed: {error}", code=code) from error
+        return took
 
     def close(self) -> None:
         self._engine.close()
@@ -121,8 +153,19 @@ def open_model(
         return _assemble(stored, backend, lambda: engine_class(path, options), inference, tracked_from)
     except GpuLost:
         raise
-    except (GpuUnavailable, EngineError) as error:  # no memory left for it, for one
+    except (GpuOutOfMemory, MemoryError) as error:
+        raise ModelError(f"{stored.name}: no memory for it: {error}", code="no_memory") from error
+    except (GpuUnavailable, EngineError) as error:
         raise ModelError(f"{stored.name}: {error}") from error
+
+
+def _require_numbers(outcome: Outcome) -> None:
+    for name, tensor in outcome.tensors.items():
+        if tensor.dtype.kind == "f" and np.isnan(tensor).any():
+            raise NotFinite(f"the output {name!r} holds values that are no numbers (NaN)")
+    for found in outcome.candidates or ():
+        if np.isnan(found.boxes).any() or np.isnan(found.scores).any():
+            raise NotFinite("boxes or scores are no numbers (NaN)")
 
 
 def constants_of(stored: StoredModel) -> Constants:
@@ -167,4 +210,4 @@ def _assemble(
     by_label = stored.options.options.get("class_thresholds", {})
     thresholds = {i: by_label[label] for i, label in enumerate(family.names.labels) if label in by_label}
     ref = ModelRef(stored.name, version, family.task, family.names, thresholds, proposal.family)
-    return LoadedModel(ref, backend=backend, engine=engine, family=family)
+    return LoadedModel(ref, backend=backend, engine=engine, family=family, inference=inference)

@@ -25,7 +25,7 @@ def seen(model: StoredModel, backend: str, options: Any, images: list[NDArray[np
         predictions = []
         for index, image in enumerate(images):
             frame = Frame("a", index, image, time.time_ns(), time.monotonic_ns())
-            [result] = running.collect(running.submit([frame]))
+            [result] = running.collect(running.submit([frame])).results
             predictions.append(result.prediction)
         return predictions
     finally:
