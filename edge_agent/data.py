@@ -328,12 +328,18 @@ class Event:
     crossed: tuple[Crossing, ...] = ()
 
 
+MessageClass = Literal["status", "replies", "events", "results"]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to publish. `correlation` travels with replies to MQTT 5 requests."""
+    """Something to publish. Its class says what becomes of it while the broker is away: of a `status` the latest of its
+    topic is kept, others wait in line. `id`: of one that may come twice, and stands in its payload. `correlation`
+    travels with replies to MQTT 5 requests."""
 
     topic: str
     payload: bytes
-    qos: int = 0
+    kind: MessageClass = "results"
     retain: bool = False
+    id: str | None = None
     correlation: bytes | None = None

@@ -6,36 +6,53 @@ Owns reconnection, the will, and the sending of the outbox. The only file that i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
+import os
+import ssl
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import aiomqtt
 import anyio
 import structlog
+from paho.mqtt.enums import LogLevel
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.backoff import backoff
-from edge_agent.config import MqttOptions
+from edge_agent.config import MqttOptions, SpoolOptions, machine_id
 from edge_agent.data import Message
+from edge_agent.errors import ConfigError
 from edge_agent.messages import Topics, availability
-from edge_agent.queue import Outbox
+from edge_agent.outbox import Outbox
+from edge_agent.threads import OwnerThread
 
 log = structlog.get_logger()
+
+Version = Literal["5", "3.1.1"]
 
 _MOST_BACKOFF_S = 60.0
 _CALL_TIMEOUT_S = 5.0
 _MAX_BREAKS = 3
+_AT_ONCE_S = 2.0
+_TRUSTED_AFTER = 50
+_DRAINED_AT_ONCE = 50
+_UNSUPPORTED_VERSION = (1, 0x84)
+"""What CONNACK says to a version that a broker does not speak: MQTT 3.1.1, and 5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """A message that came in on the command topic."""
+    """A message that came in on a topic that is listened to."""
 
+    topic: str
     payload: bytes
     retain: bool
     response_topic: str | None = None
@@ -45,8 +62,8 @@ class Inbound:
 class Link:
     """Sends what the outbox holds and hands on what comes in, through whatever the broker does.
 
-    `on_command` and `on_connect` (what is retained is sent after it) are called on the event loop and
-    must not block.
+    `listens`: the topics to subscribe to. `on_message` and `on_connect` (what is retained is sent after it) are called
+    on the event loop and must not block. The spool is read and written in its own thread, `spooling`.
     """
 
     def __init__(
@@ -55,18 +72,32 @@ class Link:
         *,
         topics: Topics,
         outbox: Outbox,
-        on_command: Callable[[Inbound], None],
+        spool: SpoolOptions,
+        spooling: OwnerThread,
+        listens: Sequence[str],
+        on_message: Callable[[Inbound], None],
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         self._options = options
         self._topics = topics
         self._outbox = outbox
-        self._on_command = on_command
+        self._spool = spool
+        self._spooling = spooling
+        self._listens = listens
+        self._on_message = on_message
         self._on_connect = on_connect
-        self._client: aiomqtt.Client | None = None
-        self._suspect: Message | None = None
-        self._breaks = 0
+        self._client: _Client | None = None
+        self._version: Version = "3.1.1" if options.embedded or options.protocol == "3.1.1" else "5"
+        self._suspects = Suspects()
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._in_flight: dict[int, tuple[Message, float]] = {}
+        self._broken: asyncio.Future[None]
+        self._is_blamed = False
+        self._given_up: Message | None = None
         self.sent: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.refusal: str | None = None
+        self._denied: set[str] = set()
         self.error: str | None = None
         self.connects = 0
 
@@ -76,53 +107,99 @@ class Link:
 
     async def run(self) -> None:
         """Connect, and connect again, until the outbox is closed and sent."""
-        address = f"{self._options.host}:{self._options.port}"
+        if self._options.tls_insecure:
+            log.warning("mqtt.tls_insecure", note="the broker's certificate is not checked: anybody may be it")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._flush_regularly)
+            await self._run()
+            tasks.cancel_scope.cancel()
+        await self._spooling.call(self._outbox.spool.flush)
+
+    async def _run(self) -> None:
         delays = backoff(most_s=_MOST_BACKOFF_S)
         while not self._outbox.closed:
+            connected = False
             try:
-                async with _connected(self._options, self._topics) as client:
+                async with self._connected() as client:
+                    connected = True
                     self.connects += 1
                     self.error = None
                     delays = backoff(most_s=_MOST_BACKOFF_S)
-                    log.info("mqtt.connected", broker=address)
+                    log.info("mqtt.connected", broker=_address(self._options), protocol=self._version)
                     await self._session(client)
                     return
             except aiomqtt.MqttError as error:
                 self.error = _explain(error, self._options)
+                if not connected:
+                    self._suspects.clear()
+                if self._take_other_version(error):
+                    continue
             delay_s = next(delays)
-            log.warning("mqtt.disconnected", broker=address, reason=self.error, retry_in_s=round(delay_s, 1))
+            log.warning(
+                "mqtt.disconnected", broker=_address(self._options), reason=self.error, retry_in_s=round(delay_s, 1)
+            )
             with anyio.move_on_after(delay_s):
                 await self._outbox.wait_closed()
 
-    async def _session(self, client: aiomqtt.Client) -> None:
+    def _take_other_version(self, error: aiomqtt.MqttError) -> bool:
+        """Whether the broker may want MQTT 3.1.1, and may have it: it says so, or hangs up on 5 without a word."""
+        if self._options.protocol != "auto" or self._options.embedded:
+            return False
+        if self._version == "5" and (_code(error) in _UNSUPPORTED_VERSION or isinstance(error, HungUp)):
+            log.info("mqtt.older_protocol", reason=self.error, protocol="3.1.1")
+            self._version = "3.1.1"
+            return True
+        if isinstance(error, HungUp):  # it was not that
+            self._version = "5"
+        return False
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await anyio.sleep(self._spool.fsync_interval_s)
+            await self._spooling.call(self._outbox.spool.flush)
+
+    async def _session(self, client: _Client) -> None:
         """One connection, from subscribing to the outbox's end. Raises `MqttError` when it is lost."""
-        granted = await client.subscribe(self._topics.command, qos=1)
-        if any(_is_refusal(code) for code in granted):
-            log.error("mqtt.commands_refused", topic=self._topics.command, hint="the broker's ACL denies subscribing")
+        self.refusal = None
+        self._denied.clear()
+        for topic in self._listens:
+            granted = await client.subscribe(topic, qos=1)
+            if any(_is_refusal(code) for code in granted):
+                self._note_refusal(topic, "subscribing is not authorised")
+                self._denied.discard(topic)
         self._client = client
+        client.on_refusal = self._note_refusal
         self._on_connect()
-        tasks: list[asyncio.Future[None]] = []
+        self._broken = asyncio.get_running_loop().create_future()
+        self._is_blamed, self._given_up = False, None
+        tasks: list[asyncio.Future[None]] = [self._broken]
         try:
-            await _publish(client, availability(self._topics, "online"))
-            self._outbox.resend_retained()
-            tasks += asyncio.ensure_future(self._receive(client)), asyncio.ensure_future(self._send(client))
+            await self._publish(client, availability(self._topics, "online"))
+            self._outbox.connected()
+            tasks += [asyncio.ensure_future(work(client)) for work in (self._receive, self._send, self._drain)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        except aiomqtt.MqttError as error:
+            self._blame(error)
+            raise
         finally:
             self._client = None
+            tasks += self._under_way
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._outbox.disconnected()
             # Leaving in order sends DISCONNECT, and the broker then keeps the will to itself.
             with anyio.CancelScope(shield=True), anyio.move_on_after(2.0), suppress(aiomqtt.MqttError):
-                await _publish(client, availability(self._topics, "offline"))
+                await self._publish(client, availability(self._topics, "offline"))
 
-    async def _receive(self, client: aiomqtt.Client) -> None:
+    async def _receive(self, client: _Client) -> None:
         async for message in client.messages:
             properties = message.properties
-            self._on_command(
+            self._on_message(
                 Inbound(
+                    topic=str(message.topic),
                     payload=bytes(message.payload) if isinstance(message.payload, (bytes, bytearray)) else b"",
                     retain=message.retain,
                     response_topic=getattr(properties, "ResponseTopic", None),
@@ -130,79 +207,353 @@ class Link:
                 )
             )
 
-    async def _send(self, client: aiomqtt.Client) -> None:
+    async def _send(self, client: _Client) -> None:
+        """All that comes out of the outbox, in order; of what the broker has to confirm, `max_pending` at a time."""
         while (message := await self._outbox.next()) is not None:
-            try:
-                await _publish(client, message)
-            except ValueError as error:  # paho's word for what MQTT cannot carry
-                log.error("mqtt.unsendable", topic=message.topic, reason=str(error))
-                self._outbox.dropped += 1
-            except BaseException:
-                self._put_back(message)
-                raise
-            else:
-                self.sent[message.topic] += 1
+            is_surely = self._qos(message) > 0
+            while len(self._under_way) >= self._most_under_way(is_surely):
+                await self._one_less(message)
+            if not is_surely:
+                await self._deliver(client, message)
+                continue
+            task = asyncio.ensure_future(self._deliver(client, message))
+            self._under_way.add(task)
+            task.add_done_callback(self._ended)
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
-    def _put_back(self, message: Message) -> None:
-        """Try again in the next session, unless this message was there each time a session broke."""
-        again = self._suspect is message
-        self._suspect, self._breaks = message, self._breaks + 1 if again else 1
-        if self._breaks < _MAX_BREAKS:
-            self._outbox.put_back(message)
-        else:
-            log.error("mqtt.given_up", topic=message.topic, bytes=len(message.payload), attempts=self._breaks)
-            self._outbox.dropped += 1
+    def _most_under_way(self, is_surely: bool) -> float:
+        """How many may be so that one more may go; one that needs no word from the broker waits for none of them."""
+        if self._suspects.is_careful:
+            return 1
+        return self._options.max_pending if is_surely else math.inf
 
-
-@asynccontextmanager
-async def _connected(options: MqttOptions, topics: Topics) -> AsyncIterator[aiomqtt.Client]:
-    """A fresh client, connected, with the will set. Raises `MqttError`.
-
-    Fresh, since a client whose connect was cancelled cannot be used again.
-    """
-    will = availability(topics, "offline")
-    version = "3.1.1" if options.embedded else options.protocol  # the embedded broker knows no other
-    protocol = aiomqtt.ProtocolVersion.V5 if version == "5" else aiomqtt.ProtocolVersion.V311
-    client = aiomqtt.Client(
-        options.host,
-        options.port,
-        identifier=f"edge_agent-{topics.device}",
-        username=options.username or None,
-        password=options.password.reveal() if options.password else None,
-        protocol=protocol,
-        keepalive=options.keepalive_s,
-        will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain),
-        timeout=_CALL_TIMEOUT_S,
-    )
-    async with AsyncExitStack() as stack:
+    async def _one_less(self, message: Message) -> None:
+        """Wait until one of those under way has arrived; `message` waits with it."""
         try:
-            await stack.enter_async_context(client)
-        except ValueError as error:  # a host name with an empty or over-long part
-            raise aiomqtt.MqttError(f"{options.host!r} cannot be a broker's address: {error}") from error
-        yield client
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._outbox.put_back(message)
+            raise
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._broken.done():
+            self._broken.set_exception(error)
+
+    async def _drain(self, client: _Client) -> None:
+        """What an outage has left in the spool, the oldest first, no faster than it may, and behind what is live."""
+        pause_s = 1.0 / self._spool.drain_per_s
+        while True:
+            for message in await self._spooling.call(self._outbox.left_behind, _DRAINED_AT_ONCE):
+                while len(self._outbox) > self._options.max_pending or self._must_wait:  # noqa: ASYNC110  it is emptied by many
+                    await anyio.sleep(pause_s)
+                await self._deliver(client, message, qos=max(1, self._qos(message)))
+                await anyio.sleep(pause_s)
+            await anyio.sleep(max(pause_s, self._spool.fsync_interval_s))
+
+    @property
+    def _must_wait(self) -> bool:
+        return self._suspects.is_careful and bool(self._in_flight)
+
+    async def _deliver(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+        self._in_flight[id(message)] = message, time.monotonic()
+        try:
+            await self._publish(client, message, qos=qos)
+        except ValueError as error:  # paho's word for what MQTT cannot carry
+            log.error("mqtt.unsendable", topic=message.topic, reason=str(error))
+            self._outbox.drop(message, "unsendable")
+        except BaseException as error:
+            self._blame(error)
+            if message is self._given_up:
+                self._outbox.drop(message, "given_up")
+            else:
+                self._outbox.put_back(message)
+            raise
+        else:
+            self._suspects.arrived(message)
+            if message.topic in self._denied:
+                self._denied.discard(message.topic)
+                self._outbox.drop(message, "refused")
+                return
+            if message.kind == "results":
+                self.sent[message.topic] += 1
+            self._outbox.done(message)
+        finally:
+            del self._in_flight[id(message)]
+
+    def _blame(self, error: BaseException) -> None:
+        """The session breaks: was it a message? Once a session."""
+        if self._is_blamed or not isinstance(error, aiomqtt.MqttError):
+            return
+        self._is_blamed = True
+        if (message := self._suspects.broke(list(self._in_flight.values()), error)) is not None:
+            self._given_up = message
+            log.error("mqtt.given_up", topic=message.topic, bytes=len(message.payload), attempts=_MAX_BREAKS)
+
+    async def _publish(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+        properties = None
+        if message.correlation is not None and self._version == "5":
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.CorrelationData = message.correlation
+        qos = self._qos(message) if qos is None else qos
+        # QoS 0 waits for the socket alone, and a dead one ends the session by itself: a time-out only costs.
+        timeout_s = None if qos else math.inf
+        await client.publish(
+            message.topic, message.payload, qos, message.retain, properties=properties, timeout=timeout_s
+        )
+
+    def _qos(self, message: Message) -> int:
+        return int(getattr(self._options.qos, message.kind))
+
+    def _note_refusal(self, topic: str, reason: str) -> None:
+        """The broker's ACL, or a quota, denies something: count it, and say it once."""
+        self.refused[reason] += 1
+        self._denied.add(topic)
+        told = f"{topic}: {reason}"
+        if self.refusal != told:
+            log.error("mqtt.refused", topic=topic, reason=reason, hint="see the broker's ACL")
+        self.refusal = told
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[_Client]:
+        """A fresh client, connected, with the will set. Raises `MqttError`.
+
+        Fresh, since a client whose connect was cancelled cannot be used again.
+        """
+        options, will = self._options, availability(self._topics, "offline")
+        try:
+            who = await self._spooling.call(_identity, options, self._topics)  # reads files
+            client = _Client(
+                options.host,
+                options.port,
+                transport=options.transport,
+                websocket_path=options.websocket_path if options.transport == "websockets" else None,
+                identifier=who.client_id,
+                username=who.username,
+                password=who.password,
+                protocol=aiomqtt.ProtocolVersion.V5 if self._version == "5" else aiomqtt.ProtocolVersion.V311,
+                keepalive=options.keepalive_s,
+                tls_context=who.tls,
+                tls_insecure=options.tls_insecure or None,
+                will=aiomqtt.Will(will.topic, will.payload, self._qos(will), will.retain),
+                timeout=_CALL_TIMEOUT_S,
+            )
+        except (OSError, ssl.SSLError) as error:  # a certificate that was taken away meanwhile
+            raise aiomqtt.MqttError(f"TLS: {error}") from error
+        client.pending_calls_threshold = options.max_pending + 1  # below it is no news
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(client)
+            except ValueError as error:  # a host name with an empty or over-long part
+                raise aiomqtt.MqttError(f"{options.host!r} cannot be a broker's address: {error}") from error
+            yield client
 
 
-async def _publish(client: aiomqtt.Client, message: Message) -> None:
-    properties = None
-    if message.correlation is not None:
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.CorrelationData = message.correlation
-    # QoS 0 waits for the socket alone, and a dead one ends the session by itself: a time-out only costs.
-    timeout_s = None if message.qos else math.inf
-    await client.publish(
-        message.topic, message.payload, message.qos, message.retain, properties=properties, timeout=timeout_s
-    )
+class Suspects:
+    """Messages that a session may have broken of: a broker that closes the connection over one (too large for it, say)
+    would do so for ever. One that was alone on its way each of three times when the broker hung up at once, and let us
+    in again at once, is given up. Time-outs and brokers that are away are no message's fault."""
+
+    def __init__(self) -> None:
+        self.is_careful = False
+        self._breaks: Counter[str] = Counter()
+        self._arrived = 0
+
+    def broke(self, in_flight: Sequence[tuple[Message, float]], error: Exception) -> Message | None:
+        """The message to give up, if one is to be. From now on messages go one at a time."""
+        recent = [message for message, since in in_flight if time.monotonic() - since < _AT_ONCE_S]
+        if not recent or "timed out" in str(error):
+            return None
+        self.is_careful, self._arrived = True, 0
+        if len(in_flight) > 1:
+            return None
+        key = _name(recent[0])
+        self._breaks[key] += 1
+        return recent[0] if self._breaks[key] >= _MAX_BREAKS else None
+
+    def arrived(self, message: Message) -> None:
+        self._breaks.pop(_name(message), None)
+        self._arrived += 1
+        if self._arrived >= _TRUSTED_AFTER:
+            self.is_careful = False
+
+    def clear(self) -> None:
+        """The broker is away: whatever broke, it was not a message."""
+        self._breaks.clear()
+
+
+def _name(message: Message) -> str:
+    return message.id or message.topic
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's, which also says what the broker refuses: MQTT 5 answers a publish that its ACL denies with a reason
+    code, and that looks like success else; and why a broker hung up before it answered, which it waits out else. Holds
+    on to private names of aiomqtt 2.x."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.on_refusal: Callable[[str, str], None] = lambda topic, reason: None
+        self._topics_by_mid: dict[int, str] = {}
+        self._complaint = ""
+        publish = self._client.publish
+
+        def noted(topic: str, *rest: Any, **more: Any) -> Any:
+            info = publish(topic, *rest, **more)
+            self._topics_by_mid[info.mid] = topic
+            return info
+
+        self._client.publish = noted  # type: ignore[method-assign]
+        self._client.on_log = self._note_complaint
+
+    def _note_complaint(self, client: Any, userdata: Any, level: int, text: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._complaint = text.removeprefix("failed to receive on socket: ")
+
+    def _on_disconnect(self, *arguments: Any) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(HungUp(self._complaint or "the broker hung up before it answered"))
+            self._connected.exception()  # it is looked at, whoever else may not come to it
+        super()._on_disconnect(*arguments)
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
+        topic = self._topics_by_mid.pop(mid, "?")
+        if _is_refusal(reason_code):
+            self.on_refusal(topic, str(reason_code))
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+class HungUp(aiomqtt.MqttError):
+    """The broker closed the connection instead of answering CONNECT."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Who this is to the broker, and whom it trusts."""
+
+    client_id: str
+    username: str | None
+    password: str | None
+    tls: ssl.SSLContext | None
+
+
+def _identity(options: MqttOptions, topics: Topics) -> _Identity:
+    """Read each time, since certificates and passwords are renewed. Raises `OSError`."""
+    username, password = _login(options)
+    return _Identity(client_id(options, topics), username, password, _tls(options))
+
+
+def client_id(options: MqttOptions, topics: Topics) -> str:
+    """One of this machine's own, so that two of the same `device` do not throw each other out in turns."""
+    if options.client_id:
+        return options.client_id
+    mark = hashlib.sha256(f"{machine_id()}{topics.root}".encode()).hexdigest()[:8]
+    return f"edge-agent-{topics.device}-{mark}"
+
+
+def check(options: MqttOptions, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `ConfigError` where files that the link needs are missing or make no sense."""
+    try:
+        _tls(options)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"mqtt.tls_ca, tls_cert, tls_key: {error}") from error
+
+
+def _login(options: MqttOptions, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """User and password: of the configuration, else systemd's credentials `mqtt-username` and `mqtt-password`."""
+    username = options.username or _credential("mqtt-username", environ)
+    password = options.password.reveal() if options.password else _credential("mqtt-password", environ)
+    return username or None, password
+
+
+def _credential(name: str, environ: Mapping[str, str]) -> str | None:
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return None
+    try:
+        return (Path(folder) / name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _tls(options: MqttOptions) -> ssl.SSLContext | None:
+    if not (options.tls or options.tls_ca or options.tls_cert):
+        return None
+    context = ssl.create_default_context(cafile=options.tls_ca)
+    if options.tls_cert:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    if options.tls_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _address(options: MqttOptions) -> str:
+    if options.transport == "unix":
+        return f"unix:{options.host}"
+    return f"{options.host}:{options.port}"
 
 
 def _is_refusal(code: int | ReasonCode) -> bool:
     return (code if isinstance(code, int) else code.value) >= 0x80
 
 
+def _code(error: aiomqtt.MqttError) -> int | None:
+    """The number by which the broker says why."""
+    code = getattr(error, "rc", None)
+    if isinstance(code, ReasonCode):
+        return int(code.value)
+    return code if isinstance(code, int) else None
+
+
+_HINTS: Mapping[str, str] = {
+    "not authori": "the broker knows nobody of this name, or its ACL denies it; check mqtt.username and mqtt.password",
+    "bad user name": "check mqtt.username and mqtt.password",
+    "bad username": "check mqtt.username and mqtt.password",
+    "session taken over": "another client has the same client id; give this device a name of its own (agent.device)",
+    "server busy": "the broker takes no more clients now",
+    "server unavailable": "the broker is there and takes no clients now",
+    "quota": "the broker's limit for this client is reached",
+    "banned": "the broker has banned this client",
+    "client identifier": "the broker does not take this client id; set mqtt.client_id",
+    "certificate required": "the broker wants a client's certificate; set mqtt.tls_cert and mqtt.tls_key",
+    "certificate_required": "the broker wants a client's certificate; set mqtt.tls_cert and mqtt.tls_key",
+    "alert certificate expired": "this device's own certificate has expired; renew mqtt.tls_cert",
+    "alert bad certificate": "the broker does not take this device's certificate; check mqtt.tls_cert",
+    "alert unknown ca": "the broker does not know who signed this device's certificate; check mqtt.tls_cert",
+    "is not valid for": "the broker's certificate is for another name; check mqtt.host",
+    "hostname mismatch": "the broker's certificate is for another name; check mqtt.host",
+    "ip address mismatch": "the broker's certificate is for another name; check mqtt.host",
+    "certificate verify failed": "the broker's certificate is not trusted; set mqtt.tls_ca to the CA that signed it",
+    "wrong version number": "there is no TLS on this port; try another mqtt.port, or tls = false",
+    "websocket handshake": "no WebSockets there; check mqtt.port, mqtt.transport and mqtt.websocket_path",
+    "name or service not known": "nobody knows this name; check mqtt.host",
+    "no such file": "there is no such socket; check mqtt.host",
+}
+
+
 def _explain(error: aiomqtt.MqttError, options: MqttOptions) -> str:
     """The broker's reason in a sentence, with what to do where we know it."""
+    cause = error.__cause__ or error.__context__
     text = str(error)
-    if "protocol version" in text.lower():
-        return f"{text}: the broker does not speak MQTT {options.protocol}; set mqtt.protocol"
-    if "authori" in text.lower() or "user name" in text.lower():
-        return f"{text}: check mqtt.username and mqtt.password"
-    return text
+    if isinstance(cause, OSError) and str(cause) not in text:
+        text = f"{text}: {cause}"
+    hint = next((hint for sign, hint in _HINTS.items() if sign in text.lower()), None) or _guess(error, text, options)
+    return f"{text}: {hint}" if hint else text
+
+
+def _guess(error: aiomqtt.MqttError, text: str, options: MqttOptions) -> str | None:
+    """What may be wrong where the broker does not say."""
+    if "protocol version" in text.lower() or _code(error) == 0x84:
+        return f"the broker does not speak MQTT {options.protocol}; set mqtt.protocol"
+    if "connection refused" in text.lower():
+        if options.transport == "unix":
+            return "no broker listens on this socket; check mqtt.host"
+        return "no broker listens there; is it running, and are mqtt.host and mqtt.port right?"
+    if "connection reset" in text.lower() and options.tls:
+        return "there may be no TLS on this port; try another mqtt.port, or tls = false"
+    if isinstance(error, HungUp):
+        wants_tls = "" if options.tls else ", or whether it wants TLS (mqtt.tls)"
+        return f"check whether it speaks MQTT {options.protocol} (mqtt.protocol){wants_tls}"
+    return None

@@ -1,12 +1,7 @@
-"""What waits between the stages: frames on their way to the engine, messages on their way to the broker.
-
-Both are bounded, and both count what they drop and why.
-"""
+"""Frames on their way to the engine: bounded, in a lane a camera, and what is dropped is counted with its cause."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -15,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_agent.config import DropPolicy
-from edge_agent.data import Frame, Message
+from edge_agent.data import Frame
 
 DropCause = Literal["full", "stale", "frozen", "damaged", "no_memory", "shutdown"]
 
@@ -238,101 +233,3 @@ class FrameQueue:
         lane.frames.clear()
         lane.nbytes = 0
         return lost
-
-
-class Outbox:
-    """Messages that wait for the broker; any thread puts, the event loop sends.
-
-    Retained messages keep their latest payload by topic, and are sent again after each connect;
-    replies (QoS 1 and above) come before results; results beyond `max_results` push out the oldest,
-    which is counted. Created on the event loop.
-    """
-
-    def __init__(self, *, max_results: int = 1000, max_replies: int = 1000) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._retained: dict[str, Message] = {}
-        self._unsent: dict[str, None] = {}
-        self._replies: deque[Message] = deque(maxlen=max_replies)
-        self._results: deque[Message] = deque(maxlen=max_results)
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = asyncio.Event()
-        self.dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._unsent) + len(self._replies) + len(self._results)
-
-    def put(self, message: Message) -> None:
-        """Queue a message in the class it belongs to."""
-        with self._lock:
-            if message.retain:
-                self._retained[message.topic] = message
-                self._unsent[message.topic] = None
-            else:
-                line = self._replies if message.qos else self._results
-                self.dropped += len(line) == line.maxlen
-                line.append(message)
-            self._wake()
-
-    def put_back(self, message: Message) -> None:
-        """Queue a message that could not be sent, ahead of its class, unless a newer one took its place."""
-        with self._lock:
-            if message.retain:
-                self._unsent[message.topic] = None
-            elif message.qos and len(self._replies) < (self._replies.maxlen or 0):
-                self._replies.appendleft(message)
-            else:
-                self.dropped += 1
-            self._wake()
-
-    def resend_retained(self) -> None:
-        """Queue the latest of every retained topic again, for a broker that may have forgotten them."""
-        with self._lock:
-            self._unsent = dict.fromkeys(self._retained)
-            self._wake()
-
-    async def next(self) -> Message | None:
-        """The next message to send, or None once the outbox is closed and empty."""
-        while True:
-            with self._lock:
-                if message := self._pop():
-                    return message
-                if self.closed:
-                    return None
-                waiter = self._waiter = self._loop.create_future()
-            await waiter
-
-    @property
-    def closed(self) -> bool:
-        return self._closed.is_set()
-
-    async def wait_closed(self) -> None:
-        """Wait for `close`."""
-        await self._closed.wait()
-
-    def close(self) -> None:
-        """Let `next` end when all is sent; messages are still accepted until then. On the event loop."""
-        self._closed.set()
-        with self._lock:
-            self._wake()
-
-    # Below, the lock is held.
-
-    def _pop(self) -> Message | None:
-        if self._unsent:
-            topic = next(iter(self._unsent))
-            del self._unsent[topic]
-            return self._retained[topic]
-        line = self._replies or self._results
-        return line.popleft() if line else None
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is sent any more
-                self._loop.call_soon_threadsafe(_set, waiter)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

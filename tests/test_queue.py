@@ -1,4 +1,4 @@
-"""FrameQueue and Outbox: bounds, policies, fairness, and honest counts."""
+"""FrameQueue: bounds, policies, fairness, and honest counts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 from hypothesis import given, settings
 
-from edge_agent.data import Frame, Message
-from edge_agent.queue import FrameQueue, Outbox, QueueLimits
+from edge_agent.data import Frame
+from edge_agent.queue import FrameQueue, QueueLimits
 from tests.rigs import wait_until
 
 
@@ -174,68 +173,3 @@ def test_many_threads_lose_nothing() -> None:
     for thread in threads:
         thread.join()
     assert all(seqs == list(range(200)) for seqs in taken.values())
-
-
-def message(topic: str, payload: bytes = b"", *, qos: int = 0, retain: bool = False) -> Message:
-    return Message(topic, payload, qos, retain)
-
-
-def test_outbox_drops_the_oldest_result_and_counts_it() -> None:
-    async def test() -> None:
-        outbox = Outbox(max_results=3)
-        for i in range(5):
-            outbox.put(message("results", b"%d" % i))
-        outbox.close()
-        sent = [m.payload for m in iter([await outbox.next() for _ in range(3)]) if m]
-        assert sent == [b"2", b"3", b"4"]
-        assert outbox.dropped == 2
-        assert await outbox.next() is None
-
-    run(test)
-
-
-def test_outbox_sends_retained_state_first_then_replies_then_results() -> None:
-    async def test() -> None:
-        outbox = Outbox()
-        outbox.put(message("results"))
-        outbox.put(message("reply", qos=1))
-        outbox.put(message("status", b"old", qos=1, retain=True))
-        outbox.put(message("status", b"new", qos=1, retain=True))
-        sent = [await outbox.next() for _ in range(3)]
-        assert [(m.topic, m.payload) for m in sent if m] == [("status", b"new"), ("reply", b""), ("results", b"")]
-        outbox.resend_retained()
-        again = await outbox.next()
-        assert again is not None
-        assert again.payload == b"new"
-
-    run(test)
-
-
-@pytest.mark.parametrize(("qos", "kept"), [(0, False), (1, True)])
-def test_outbox_takes_back_what_could_not_be_sent_unless_it_is_a_result(qos: int, kept: bool) -> None:
-    async def test() -> None:
-        outbox = Outbox()
-        outbox.put(message("first", qos=qos))
-        outbox.put(message("second", qos=qos))
-        first = await outbox.next()
-        assert first is not None
-        outbox.put_back(first)
-        following = await outbox.next()
-        assert following is not None
-        assert following.topic == ("first" if kept else "second")
-        assert outbox.dropped == (0 if kept else 1)
-
-    run(test)
-
-
-def test_outbox_next_waits_for_a_message() -> None:
-    async def test() -> None:
-        outbox = Outbox()
-        waiting = asyncio.ensure_future(outbox.next())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        outbox.put(message("results"))
-        got = await waiting
-        assert got is not None
-
-    run(test)
