@@ -1,0 +1,178 @@
+"""What commands change is laid over the file, kept, and checked like the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.config import state_directory
+from edge_agent.errors import CommandError, ConfigError
+from edge_agent.settings import Settings, _laid_over
+
+TEXT = """
+[agent]
+device = "{device}"
+[cameras.a]
+source = "synthetic"
+[cameras.b]
+source = "synthetic"
+fps = 10.0
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    path = tmp_path / "config.toml"
+    path.write_text(TEXT.format(device=f"d{abs(hash(tmp_path)) % 10**8}"))
+    return Settings(path)
+
+
+def kept(settings: Settings) -> Path:
+    return state_directory() / f"changes-{settings.load().device}.json"
+
+
+def test_changes_are_laid_over_the_file_and_kept(settings: Settings) -> None:
+    plain = settings.load()
+    loaded = settings.changed({"cameras": {"b": {"fps": 5.0}, "c": {"source": "synthetic"}, "a": None}})
+    assert list(loaded.cameras) == ["b", "c"]
+    assert loaded.cameras["b"].fps == 5.0  # type: ignore[attr-defined]
+    assert settings.changed_keys == ["cameras.a", "cameras.b.fps", "cameras.c.source"]
+    again = Settings(settings._file)
+    assert again.load() == loaded
+    assert again.reset() == plain
+    assert Settings(settings._file).load() == plain
+    assert kept(settings).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_change_that_cannot_be_is_named_and_changes_nothing(settings: Settings) -> None:
+    settings.load()
+    settings.changed({"policy": {"max_latency_ms": 20}})
+    for wrong, told in (
+        ({"inference": {"score_threshold": 7}}, "inference.score_threshold"),
+        ({"cameras": {"a": {"fsp": 1}}}, "cameras.a.fsp: unknown key"),
+        ({"cameras": {"a": None, "b": None}}, "cameras: there is none"),
+    ):
+        with pytest.raises(CommandError, match=told) as caught:
+            settings.changed(wrong)
+        assert caught.value.code == "bad_arguments"
+    assert settings.changed_keys == ["policy.max_latency_ms"]
+
+
+def test_changes_that_do_not_go_with_the_file_any_more_are_left_out(settings: Settings) -> None:
+    settings.load()
+    settings.changed({"cameras": {"b": {"fps": 5.0}}})
+    assert settings._file is not None
+    settings._file.write_text(settings._file.read_text().partition("[cameras.b]")[0])
+    fresh = Settings(settings._file)
+    assert list(fresh.load().cameras) == ["a"]
+    assert fresh.changed_keys == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"schema": 2, "changes": {}}', '{"schema": 1, "changes": []}', "\x00"]
+)
+def test_a_file_of_changes_that_cannot_be_read_is_passed_over(settings: Settings, content: str) -> None:
+    path = kept(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    assert list(settings.load().cameras) == ["a", "b"]
+
+
+def test_mistakes_in_the_file_itself_are_not_hidden(settings: Settings) -> None:
+    settings.load()
+    assert settings._file is not None
+    settings._file.write_text("[cameras\n")
+    with pytest.raises(ConfigError):
+        settings.load()
+    with pytest.raises(CommandError, match="not valid TOML"):
+        settings.reread()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cameras": {"x": {"source": "file", "path": "/etc/passwd"}}},
+        {"cameras": {"x": {"source": "rtsp", "url": "rtsp://x/", "password_file": "/etc/shadow"}}},
+        {"cameras": {"x": {"source": "rtsp", "url": "rtsp://${HOME}/"}}},
+        {"cameras": {"x": {"source": "gstreamer", "pipeline": "fakesrc ! fakesink"}}},
+        {"cameras": {"x": {"source": "os:system"}}},
+        {"cameras": {"a": {"zones": {"z": ["${PATH}"]}}}},
+    ],
+)
+def test_what_comes_over_a_network_reads_nothing_of_this_machine(settings: Settings, changes: dict[str, Any]) -> None:
+    settings.load()
+    with pytest.raises(CommandError) as caught:
+        settings.changed(changes)
+    assert caught.value.code == "forbidden"
+
+
+def test_a_camera_s_login_goes_nowhere_else(settings: Settings) -> None:
+    assert settings._file is not None
+    login = '[cameras.gate]\nsource = "rtsp"\nurl = "rtsp://192.0.2.1/"\nusername = "u"\npassword = "p"\n'
+    settings._file.write_text(settings._file.read_text() + login)
+    settings.load()
+    with pytest.raises(CommandError) as caught:
+        settings.changed({"cameras": {"gate": {"url": "rtsp://elsewhere/"}}})
+    assert caught.value.code == "forbidden"
+    settings.changed({"cameras": {"gate": {"stall_timeout_s": 9}}})
+    settings.changed({"cameras": {"gate": {"url": "rtsp://elsewhere/", "username": "v", "password": "q"}}})
+    settings.changed({"cameras": {"gate": None}})
+    loaded = settings.changed({"cameras": {"gate": {"source": "rtsp", "url": "rtsp://anew/"}}})
+    assert loaded.cameras["gate"].password is None  # type: ignore[attr-defined]
+    assert Settings(settings._file).load() == loaded
+    assert "cameras.gate.url" in settings.changed_keys
+    assert not [key for key in settings.changed_keys if "_anew" in key]
+
+
+@pytest.mark.parametrize(
+    ("device", "is_taken"), [("/dev/video0", True), ("usb:046d:0825", True), ("/dev/watchdog", False)]
+)
+def test_a_command_names_cameras_among_devices_alone(settings: Settings, device: str, is_taken: bool) -> None:
+    settings.load()
+    change = {"cameras": {"x": {"source": "v4l2", "device": device}}}
+    if is_taken:
+        settings.changed(change)
+    else:
+        with pytest.raises(CommandError, match="/dev/video"):
+            settings.changed(change)
+
+
+def test_tables_in_tables_without_end_are_refused(settings: Settings) -> None:
+    settings.load()
+    endless: Any = 1
+    for _ in range(900):
+        endless = {"x": endless}
+    with pytest.raises(CommandError, match="without end"):
+        settings.changed({"cameras": {"x": endless}})
+
+
+def test_an_agent_without_a_file_takes_no_changes(settings: Settings) -> None:
+    fixed = Settings(fixed=settings.load())
+    assert fixed.load() == settings.load()
+    with pytest.raises(CommandError) as caught:
+        fixed.changed({"policy": {"max_latency_ms": 20}})
+    assert caught.value.code == "forbidden"
+
+
+TABLES = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=3)),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(below=st.dictionaries(st.sampled_from("abc"), TABLES), above=st.dictionaries(st.sampled_from("abc"), TABLES))
+def test_laying_over_is_stable_and_touches_neither(below: dict[str, Any], above: dict[str, Any]) -> None:
+    before = json.dumps([below, above])
+    once = _laid_over(below, above)
+    assert _laid_over(once, above) == once, "the same change again changes nothing"
+    assert _laid_over(below, {}) == below
+    assert json.dumps([below, above]) == before
+    for key, value in above.items():
+        if not isinstance(value, dict):
+            assert once[key] == value
