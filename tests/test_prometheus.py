@@ -1,0 +1,327 @@
+"""Metrics as somebody sees them who scrapes the agent over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edge_agent import messages
+from edge_agent.config import PrometheusOptions
+from edge_agent.errors import ConfigError
+from edge_agent.prometheus import Facts, address, exporter
+from tests.rigs import free_port, wait_until
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+PHASES = get_args(messages.CameraPhase)
+DROPS = messages.Drops.__struct_fields__
+
+
+def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None = "onnx") -> Facts:
+    at = "2026-01-31T12:00:00.000000Z"
+    status = {
+        "schema": 1,
+        "device": "rig",
+        "state": "running",
+        "version": "1.2.3",
+        "started_at": "2026-01-31T11:00:00.500000Z",
+        "model": {"name": "demo", "version": "1", "task": "detect", "state": "ready"},
+        "backend": backend,
+        "policy": {
+            "state": "ok",
+            "rung": 1,
+            "models": ["demo", "small"],
+            "limit_ms": 50.0,
+            "p95_ms": 20.0,
+            "changes_last_hour": 1,
+            "detail": "",
+        },
+        "overrides": [],
+        "degraded": ["camera.front"],
+        "cameras": {"front": "backoff", 'odd "name"\n': "running"},
+    }
+    checks = {"broker": {"state": "ok", "fact": ""}, "model": {"state": "failed", "fact": ""}}
+    checks["camera.front"] = {"state": "degraded", "fact": "no result yet"}
+    camera = {
+        "captured": captured,
+        "inferred": captured - 7,
+        "published": captured - 8,
+        "drops": dict.fromkeys(DROPS, 0) | {"full": 3, "stale": 4},
+        "skipped": 5,
+        "waiting": 2,
+        "captured_fps": 10.0,
+        "inferred_fps": 9.5,
+        "objects": {"person": 2, "car": 1},
+        "connection": {
+            "nominal_fps": None,
+            "fps_last_hour": None,
+            "jitter_ms": 12.5,
+            "reconnects_last_hour": 1,
+            "stalls_last_hour": 1,
+            "reconnects": 6,
+            "stalls": 7,
+            "threads_left_behind": 0,
+            "first_frame_ms": 250.0,
+            "last_reason": None,
+        },
+    }
+    stats = {
+        "schema": 1,
+        "device": "rig",
+        "at": at,
+        "since": at,
+        "interval_s": 10.0,
+        "model": "demo",
+        "cameras": {"front": camera},
+        "stages_ms": {
+            "total": {"p50": 20.0, "p95": 41.5, "p99": 60.0, "max": 80.0},
+            "queue": dict.fromkeys(("p50", "p95", "p99", "max")),
+        },
+        "outbox": {
+            "waiting": {"results": 4},
+            "dropped": {"results": {"full": 9}},
+            "refused": {"quota_exceeded": 1},
+            "spool": {"messages": 11, "bytes": 2048, "trouble": None},
+        },
+        "commands": {"ok": 3, "busy": 1},
+        "process": {"cpu_percent": 150.0, "rss_mb": 128.0, "threads": 12, "open_files": None},
+    }
+    return Facts(
+        msgspec.convert(status, messages.Status),
+        msgspec.convert({"schema": 1, "device": "rig", "at": at, "state": "failed", "checks": checks}, messages.Health),
+        msgspec.convert(stats, messages.Stats) if with_stats else None,
+    )
+
+
+@contextlib.contextmanager
+def serving(known: Callable[[], Facts | None]) -> Iterator[str]:
+    with exporter(PrometheusOptions(listen=str(free_port())), known) as url:
+        assert url is not None
+        yield url
+
+
+def page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def scraped(text: str) -> Samples:
+    """Every sample by name and labels; a series that is there twice fails the test."""
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found[f"edge_agent_{name}", tuple(sorted(labels.items()))]
+
+
+@pytest.fixture(scope="module")
+def found() -> Samples:
+    with serving(facts) as url:
+        return scraped(page(url))
+
+
+def test_the_agent_says_who_it_is(found: Samples) -> None:
+    assert value(found, "info", version="1.2.3", device="rig", model="demo", backend="onnx") == 1
+    assert value(found, "start_time_seconds") == 1769857200.5
+    assert value(found, "policy_rung") == 1
+
+
+def test_health_is_a_number_for_each_check(found: Samples) -> None:
+    assert value(found, "health", check="broker") == 0
+    assert value(found, "health", check="camera.front") == 1
+    assert value(found, "health", check="model") == 2
+
+
+def test_a_camera_is_in_one_state_of_all(found: Samples) -> None:
+    states = {phase: value(found, "camera_state", camera="front", state=phase) for phase in PHASES}
+
+    assert states == dict.fromkeys(PHASES, 0) | {"backoff": 1}
+    assert value(found, "camera_state", camera='odd "name"\n', state="running") == 1
+
+
+def test_units_are_seconds_bytes_and_ratios(found: Samples) -> None:
+    assert value(found, "stage_latency_seconds", stage="total", quantile="0.95") == pytest.approx(0.0415)
+    assert value(found, "stage_latency_seconds", stage="total", quantile="1") == pytest.approx(0.08)
+    assert value(found, "camera_jitter_seconds", camera="front") == pytest.approx(0.0125)
+    assert value(found, "camera_first_frame_seconds", camera="front") == pytest.approx(0.25)
+    assert value(found, "process_resident_memory_bytes") == pytest.approx(128e6)
+    assert value(found, "process_cpu_ratio") == pytest.approx(1.5)
+    assert not [name for name, _ in found if "_ms" in name or "_mb" in name or "percent" in name]
+
+
+def test_counters_have_their_labels(found: Samples) -> None:
+    assert value(found, "camera_captured_frames_total", camera="front") == 100
+    assert value(found, "camera_dropped_frames_total", camera="front", cause="stale") == 4
+    assert value(found, "camera_dropped_frames_total", camera="front", cause="shutdown") == 0
+    assert value(found, "camera_reconnects_total", camera="front") == 6
+    assert value(found, "outbox_dropped_total", **{"class": "results", "cause": "full"}) == 9
+    assert value(found, "outbox_refused_total", reason="quota_exceeded") == 1
+    assert value(found, "camera_objects", camera="front", label="person") == 2
+    assert value(found, "spool_bytes") == 2048
+
+
+def test_what_is_unknown_has_no_sample(found: Samples) -> None:
+    names = {name for name, _ in found}
+
+    assert "edge_agent_process_open_fds" not in names
+    assert "edge_agent_camera_nominal_fps" not in names
+    assert ("edge_agent_stage_latency_seconds", (("quantile", "0.5"), ("stage", "queue"))) not in found
+
+
+def test_each_family_has_a_type_and_a_text() -> None:
+    with serving(facts) as url:
+        text = page(url)
+    families = list(text_string_to_metric_families(text))
+
+    assert all(family.documentation and family.type in ("gauge", "counter") for family in families)
+    assert all(family.name.startswith("edge_agent_") for family in families)
+    assert all(
+        sample.name.endswith("_total") for family in families if family.type == "counter" for sample in family.samples
+    )
+
+
+def test_a_scrape_shows_the_messages_of_that_moment_and_counters_only_grow() -> None:
+    known: list[Facts | None] = [None]
+    with serving(lambda: known[0]) as url:
+        assert scraped(page(url)) == {}
+        known[0] = facts(with_stats=False, backend=None)
+        early = scraped(page(url))
+        assert value(early, "info", version="1.2.3", device="rig", model="demo", backend="") == 1
+        known[0] = facts(captured=100)
+        before = scraped(page(url))
+        known[0] = facts(captured=250)
+        after = scraped(page(url))
+
+    counters = [key for key in before if key[0].endswith("_total")]
+    assert counters and all(after[key] >= before[key] for key in counters)
+    assert value(after, "camera_captured_frames_total", camera="front") == 250
+
+
+def test_no_address_no_exporter() -> None:
+    before = threading.active_count()
+    with exporter(PrometheusOptions(listen=""), facts) as url:
+        assert url is None
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ("9464", ("127.0.0.1", 9464)),
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:9464", ("::1", 9464)),
+        ("edge-1.local:65535", ("edge-1.local", 65535)),
+    ],
+)
+def test_the_address_is_loopback_unless_another_is_given(listen: str, expected: tuple[str, int]) -> None:
+    assert address(listen) == expected
+
+
+@pytest.mark.parametrize(
+    "listen", ["x", "127.0.0.1", ":9464", "0", "65536", "::1:9464", "[::1]", "a:b:1", "9464\n", "٣"]
+)
+def test_a_bad_address_is_named(listen: str) -> None:
+    with pytest.raises(ConfigError, match=r"prometheus\.listen: .* write 9464, 127\.0\.0\.1:9464"):
+        address(listen)
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        options = PrometheusOptions(listen=str(other.getsockname()[1]))
+        with pytest.raises(ConfigError, match="another program listens there; end it, or choose another port"):
+            exporter(options, facts).__enter__()
+
+
+def test_two_agents_do_not_share_a_port() -> None:
+    options = PrometheusOptions(listen=str(free_port()))
+    with exporter(options, facts), pytest.raises(ConfigError, match="another program"):
+        exporter(options, facts).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("listen", "reason"), [("192.0.2.1:9464", "no such address"), ("no.such.host.invalid:9464", "is not known here")]
+)
+def test_an_address_that_is_not_ours_is_an_error(listen: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        exporter(PrometheusOptions(listen=listen), facts).__enter__()
+
+
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ConfigError, match=r"prometheus\.listen needs .* pip install 'edge-agent\[prometheus\]'"):
+        exporter(PrometheusOptions(listen="9464"), facts).__enter__()
+
+
+def test_it_listens_on_ipv6() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here: {error.strerror}")
+    with exporter(PrometheusOptions(listen=f"[::1]:{free_port()}"), facts) as url:
+        assert url is not None and url.startswith("http://[::1]:")
+        assert "edge_agent_info" in page(url)
+
+
+def test_closing_ends_every_thread_even_of_clients_that_say_nothing() -> None:
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as clients:
+        with serving(facts) as url:
+            port = int(url.rsplit(":", 1)[1].split("/")[0])
+            for said in (b"", b"GET /metr"):
+                client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+                client.sendall(said)
+            wait_until(lambda: len(set(threading.enumerate()) - before) == 3, what="both clients are served")
+            assert "edge_agent_info" in page(url)
+        assert set(threading.enumerate()) <= before
+        with pytest.raises(OSError):
+            page(url)
+
+
+def test_a_crowd_of_silent_clients_takes_no_more_than_its_share_of_threads() -> None:
+    before = threading.active_count()
+    with contextlib.ExitStack() as clients:
+        with serving(facts) as url:
+            where = ("127.0.0.1", int(url.rsplit(":", 1)[1].split("/")[0]))
+            for _ in range(16):
+                clients.enter_context(socket.create_connection(where, timeout=5))
+            wait_until(lambda: threading.active_count() - before == 17, what="a thread for each, and one for all")
+            late = clients.enter_context(socket.create_connection(where, timeout=5))
+            assert late.recv(1) == b"", "one more is sent away at once"
+        assert threading.active_count() == before
+
+
+def test_a_scrape_that_fails_is_an_error_to_who_asks_and_not_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    answers: list[Any] = [ZeroDivisionError("a bug"), facts()]
+
+    def known() -> Facts:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    with serving(known) as url:
+        with pytest.raises(urllib.error.HTTPError, match="500") as caught:
+            page(url)
+        caught.value.close()
+        assert "edge_agent_info" in page(url)
+    assert "ZeroDivisionError" in capfd.readouterr().err
