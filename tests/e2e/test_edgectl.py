@@ -1,11 +1,14 @@
-"""`edgectl infer` and `edgectl models inspect`, as people run them."""
+"""`edgectl infer` and `edgectl models`, as people run them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +170,85 @@ def test_inspect_refuses_what_cannot_fit_together(tmp_path: Path) -> None:
     done = edgectl("models", "inspect", "demo-320", "--set", "labels=coco80", folder=tmp_path)
     assert done.returncode == 1
     assert "problem     the entry names 80 labels, the model's output has 5 classes" in done.stdout
+
+
+STORE = """
+[models]
+dir = "store"
+[fetch]
+hosts = ["127.0.0.1"]
+allow_private = true
+[cameras.a]
+source = "synthetic"
+"""
+
+
+def test_the_store_is_kept_without_an_agent(tmp_path: Path, scene: Path) -> None:
+    (tmp_path / "config.toml").write_text(STORE)
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\nfive\n")
+    file, by_name = str(ZOO / "demo-160.onnx"), ("--name", "mine", "--set", "labels=names.txt")
+    added = edgectl("models", "add", file, *by_name, folder=tmp_path)
+    again = json.loads(edgectl("models", "add", file, *by_name, "--json", folder=tmp_path).stdout)
+    other = edgectl("models", "add", file, "--name", "mine", folder=tmp_path)
+    listed = json.loads(edgectl("models", "list", "--json", folder=tmp_path).stdout)
+    told = edgectl("models", "list", folder=tmp_path).stdout
+    shown = json.loads(edgectl("models", "show", "mine@1", folder=tmp_path).stdout)
+    [seen] = messages(
+        edgectl("infer", scene.name, "--model", "mine@1", "--config", "config.toml", "--json", folder=tmp_path)
+    )
+    sound = edgectl("models", "verify", folder=tmp_path)
+    (tmp_path / "store" / "mine" / "1" / "model.onnx").write_bytes(b"")
+    spoilt = edgectl("models", "verify", "mine@1", folder=tmp_path)
+    unsure = edgectl("models", "remove", "mine", folder=tmp_path)
+    removed = edgectl("models", "remove", "mine@1", folder=tmp_path)
+    tidied = edgectl("models", "gc", folder=tmp_path)
+    assert added.returncode == 0, added.stderr
+    assert "edgectl cmd model.activate name=mine" in added.stdout
+    assert again["id"] == "mine@1", "the same again is the same"
+    assert other.stdout.startswith("mine@2: detect")
+    assert [model["id"] for model in listed if model["origin"] == "registered"] == ["mine@1", "mine@2"]
+    assert "yolox-nano" in told, "what can be fetched"
+    assert shown["labels"] == ["one", "two", "three", "four", "five"]
+    assert {one["label"] for one in seen["detections"]} <= set(shown["labels"])
+    assert seen["model"]["name"] == "mine"
+    assert (sound.returncode, spoilt.returncode) == (0, 1)
+    assert spoilt.stdout.startswith("truncated mine@1")
+    assert "say which" in unsure.stderr
+    assert (removed.returncode, removed.stdout) == (0, "removed mine@1\n")
+    assert tidied.returncode == 0
+
+
+def test_a_model_is_downloaded_by_its_checksum_alone(tmp_path: Path) -> None:
+    content = (ZOO / "demo-160.onnx").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            """To nobody."""
+
+    (tmp_path / "config.toml").write_text(STORE)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/m.onnx"
+            good, wrong = hashlib.sha256(content).hexdigest(), hashlib.sha256(b"").hexdigest()
+            fetched = edgectl("models", "fetch", "far", "--url", url, "--sha256", good, folder=tmp_path)
+            another = edgectl("models", "fetch", "far", "--url", url, "--sha256", wrong, folder=tmp_path)
+            unsure = edgectl("models", "fetch", "far", "--url", url, folder=tmp_path)
+            elsewhere = url.replace("127.0.0.1", "127.0.0.2")
+            stranger = edgectl("models", "fetch", "far", "--url", elsewhere, "--sha256", good, folder=tmp_path)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert fetched.returncode == 0, fetched.stderr
+    assert fetched.stdout.startswith("far@1: detect, 0.7 MB")
+    assert "has the SHA-256" in another.stderr
+    assert "give the file's sha256 too" in unsure.stderr
+    assert "127.0.0.2" in stranger.stderr
+    assert [another.returncode, unsure.returncode, stranger.returncode] == [1, 1, 1]

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edge_agent.config import ModelOptions, state_directory
 from edge_agent.errors import ConfigError
 from edge_agent.models.store import ModelStore
 
@@ -24,15 +27,30 @@ def entry_of(
     elif model in raw.get("models", {}):
         name, entry = model, dict(raw["models"][model])
     else:
-        name, entry = model, _bundled(model)
+        stored = ModelStore({}, _store(raw, folder)).get(model)
+        name, entry = stored.name, _given(stored.options)
     for setting in settings:
         _set(entry, setting)
     return name, entry
 
 
-def _bundled(name: str) -> dict[str, Any]:
-    options = ModelStore({}).get(name).options
-    return {"path": options.path}
+def settings_of(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value`s as the tables that they make. Raises `ConfigError`."""
+    entry: dict[str, Any] = {}
+    for setting in settings:
+        _set(entry, setting)
+    return entry
+
+
+def _store(raw: Mapping[str, Any], folder: Path) -> Path:
+    given = raw.get("models", {}).get("dir")
+    return folder / given if isinstance(given, str) else state_directory() / "models"
+
+
+def _given(options: ModelOptions) -> dict[str, Any]:
+    """The keys of an entry that differ from what they are by themselves."""
+    plain = msgspec.to_builtins(ModelOptions(path=""))
+    return {key: value for key, value in msgspec.to_builtins(options).items() if value != plain[key]}
 
 
 def _name(stem: str) -> str:

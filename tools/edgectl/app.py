@@ -52,12 +52,15 @@ def cmd(
     arguments: Annotated[list[str] | None, typer.Argument(help="key=value; values are JSON, else text.")] = None,
     config: ConfigFile = Path("config.toml"),
     device: Device = "",
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the reply.")] = 30.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", help="Seconds to wait for the reply, or for the next word on how it goes.")
+    ] = 30.0,
+    key: Annotated[Path | None, typer.Option("--key", help="The operator's Ed25519 key, to sign with.")] = None,
 ) -> None:
     """Send a command and print its reply. Exit status 1 if it is refused or not answered."""
     from edgectl import cmd as command
 
-    raise typer.Exit(command.cmd(name, arguments or [], config, device=device, timeout_s=timeout_s))
+    raise typer.Exit(command.cmd(name, arguments or [], config, device=device, timeout_s=timeout_s, key=key))
 
 
 @app.command()
@@ -91,8 +94,120 @@ def infer(
     )
 
 
-models = typer.Typer(no_args_is_help=True, help="What a model's file is.")
+models = typer.Typer(no_args_is_help=True, help="Models: what a file is, and what the store keeps.")
 app.add_typer(models, name="models")
+
+StoreConfig = Annotated[
+    Path | None, typer.Option("--config", help="The agent's own file; default: ./config.toml, or none.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value of the model's entry, dotted: family=yolo")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+@models.command("list")
+def list_models(config: StoreConfig = None, as_json: AsJson = False) -> None:
+    """All models that an agent with this configuration knows, and those it may fetch by name."""
+    from edgectl import store as command
+
+    command.listing(config, as_json=as_json)
+
+
+@models.command()
+def show(name: Annotated[str, typer.Argument(help="A model, or name@version.")], config: StoreConfig = None) -> None:
+    """All that is known of a model, as JSON: files, inputs and outputs, engines, what was measured."""
+    from edgectl import store as command
+
+    command.show(name, config)
+
+
+@models.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    name: Annotated[str, typer.Option("--name", help="What it will be called: a-z 0-9 . _ -")],
+    config: StoreConfig = None,
+    version: Annotated[str | None, typer.Option("--version", help="Default: the next number.")] = None,
+    settings: Settings = None,
+    sha256: Annotated[str | None, typer.Option("--sha256", help="What the file must have.")] = None,
+    signature: Annotated[Path | None, typer.Option("--signature", help="The file's Ed25519 signature.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a model into the store, after a look at it from all sides."""
+    from edgectl import store as command
+
+    command.add(
+        file,
+        name,
+        config,
+        version=version,
+        settings=settings or [],
+        sha256=sha256,
+        signature=signature,
+        as_json=as_json,
+    )
+
+
+@models.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model of the catalogue (`models list` names them), or a new name.")],
+    config: StoreConfig = None,
+    url: Annotated[str | None, typer.Option("--url", help="Where an ONNX file lies, if not in the catalogue.")] = None,
+    sha256: Annotated[str | None, typer.Option("--sha256", help="What that file must have.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Default: the catalogue's, or the next number.")
+    ] = None,
+    settings: Settings = None,
+    signature_url: Annotated[str | None, typer.Option("--signature-url", help="Its Ed25519 signature.")] = None,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="From addresses of private networks too, such as a mirror's.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Download a model into the store: `edgectl models fetch yolox-nano` gives a detector of 80 classes."""
+    from edgectl import store as command
+
+    command.fetch(
+        name,
+        config,
+        url=url,
+        sha256=sha256,
+        version=version,
+        settings=settings or [],
+        signature_url=signature_url,
+        allow_private=allow_private,
+        as_json=as_json,
+    )
+
+
+@models.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A model of the store, or name@version.")], config: StoreConfig = None
+) -> None:
+    """Delete a model of the store with its engines; never the active one or its fallback."""
+    from edgectl import store as command
+
+    command.remove(name, config)
+
+
+@models.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
+    config: StoreConfig = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether each stored file is still what it was. Exit status 1 if one is not."""
+    from edgectl import store as command
+
+    raise typer.Exit(command.verify(name, config, as_json=as_json))
+
+
+@models.command()
+def gc(config: StoreConfig = None) -> None:
+    """Remove engines that fit nothing here, and what killed processes left behind."""
+    from edgectl import store as command
+
+    command.gc(config)
 
 
 @models.command()

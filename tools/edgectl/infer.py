@@ -60,7 +60,7 @@ def infer(
     with _opened(loaded) as running, _written(out, picture, camera) as write:
         count = 0
         for frame, fps in _frames(loaded, picture):
-            [seen] = running.collect(running.submit([frame]))
+            [seen] = running.collect(running.submit([frame])).results
             result, _ = watch(follow(seen) if follow else seen)
             typer.echo(_json(result, loaded) if as_json else _told(result))
             write(result, fps)
@@ -125,7 +125,7 @@ def _opened(loaded: Config) -> Iterator[LoadedModel]:
     if choice.trouble:
         typer.echo(f"{choice.because}; {choice.name} runs the model", err=True)
     model = open_model(
-        ModelStore(loaded.models).get(loaded.model.active),
+        ModelStore(loaded.models.entries).get(loaded.model.active),
         backend=choice.name,
         backends=loaded.backends,
         inference=loaded.inference,

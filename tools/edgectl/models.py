@@ -38,7 +38,7 @@ def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
     name, entry = entry_of(model, settings, {}, Path())
     camera = {"source": "synthetic"}
     loaded = config.parse({"models": {name: entry}, "cameras": {"none": camera}}, folder=Path().absolute())
-    stored = ModelStore(loaded.models).get(name)
+    stored = ModelStore(loaded.models.entries).get(name)
     facts = facts_of(stored.path)
     told = _facts(facts)
     try:

@@ -1,0 +1,204 @@
+"""`edgectl models list|show|add|fetch|remove|verify|gc`: the store, beside a running agent or without one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edge_agent import backends, config, logs
+from edge_agent.check import engines_of, library_of, store_of
+from edge_agent.config import Config
+from edge_agent.errors import ConfigError
+from edge_agent.messages import Measurement
+from edge_agent.models.engines import Progress as Tell
+from edge_agent.models.library import Download, Library
+from edge_agent.models.store import ModelStore, NewModel, StoredModel
+from edgectl._models import settings_of
+
+
+class Shelf:
+    """The store of a configuration, as edgectl uses it; the default one's where there is no such file."""
+
+    def __init__(self, path: Path | None) -> None:
+        logs.configure(level="warning", format="console", stream=sys.stderr)
+        self.config = _config(path)
+        self.store: ModelStore = store_of(self.config)
+        self.library: Library = library_of(self.config, self.store, _engines(self.config))
+
+
+def listing(path: Path | None, *, as_json: bool) -> None:
+    """All models, the catalogue's among them that are not here yet."""
+    shelf = Shelf(path)
+    models = list(shelf.store)
+    if as_json:
+        typer.echo(json.dumps([_told(model) for model in models], indent=2))
+        return
+    active = shelf.store.registry().active
+    table = Table(
+        "model", "task", "from", "size", "latency (p95) and where it was measured", box=None, header_style="bold"
+    )
+    for model in models:
+        runs = " *" if active and active.model == model.id else ""
+        task = (model.entry.task if model.entry else None) or ""
+        measured = model.entry.measured[:1] if model.entry else []
+        size = f"{model.size_bytes / 1e6:.1f} MB" if model.size_bytes is not None else "no file"
+        table.add_row(model.id + runs, task, model.origin, size, "".join(map(_figures, measured)))
+    Console().print(table)
+    typer.echo(f"\nstore: {shelf.store.folder}" + ("   * was activated last" if active else ""))
+    if more := _not_here(models):
+        typer.echo(f"to fetch (edgectl models fetch NAME): {', '.join(more)}")
+
+
+def show(name: str, path: Path | None) -> None:
+    """All that is known of a model, as JSON."""
+    typer.echo(json.dumps(Shelf(path).library.show(name), indent=2))
+
+
+def add(
+    file: Path,
+    name: str,
+    path: Path | None,
+    *,
+    version: str | None,
+    settings: Sequence[str],
+    sha256: str | None,
+    signature: Path | None,
+    as_json: bool,
+) -> None:
+    """Copy a model into the store."""
+    shelf, entry = Shelf(path), _entry(settings)
+    new = NewModel(file, name, version=version, entry=entry, source=str(file.absolute()), sha256=sha256)
+    _introduce(shelf, shelf.library.register(new, signature), as_json=as_json)
+
+
+def fetch(
+    name: str,
+    path: Path | None,
+    *,
+    url: str | None,
+    sha256: str | None,
+    version: str | None,
+    settings: Sequence[str],
+    signature_url: str | None,
+    allow_private: bool,
+    as_json: bool,
+) -> None:
+    """Download a model into the store."""
+    shelf = Shelf(path)
+    shelf.config.fetch.allow_private |= allow_private
+    wanted = Download(name, url, sha256, version, _entry(settings), signature_url)
+    with _progress() as tell:
+        model = shelf.library.fetch(wanted, tell)
+    _introduce(shelf, model, as_json=as_json)
+
+
+def remove(name: str, path: Path | None) -> None:
+    """Delete a model of the store."""
+    typer.echo(f"removed {Shelf(path).library.remove(name)}")
+
+
+def verify(name: str | None, path: Path | None, *, as_json: bool) -> int:
+    """Each stored file against what it was; 1 where one is not."""
+    with _progress() as tell:
+        verdicts = Shelf(path).library.verify(name, tell)
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(verdicts), indent=2))
+    else:
+        for verdict in verdicts:
+            typer.echo(f"{verdict.state:<9} {verdict.model}  {verdict.file}")
+    return int(any(verdict.state != "ok" for verdict in verdicts))
+
+
+def gc(path: Path | None) -> None:
+    """Remove engines that fit nothing here, and leavings."""
+    done = Shelf(path).library.tidy()
+    for removed in done.removed:
+        typer.echo(f"removed {removed}")
+    typer.echo(f"{len(done.removed)} removed" + (f"; {done.note}" if done.note else ""))
+
+
+def _config(path: Path | None) -> Config:
+    if path is None and not Path("config.toml").is_file():
+        return config.parse({"cameras": {"none": {"source": "synthetic"}}})
+    return config.load(path or Path("config.toml"))
+
+
+def _engines(loaded: Config) -> Any:
+    try:
+        options = loaded.inference
+        chosen = backends.choose(options.backend, fallback=options.fallback, options=loaded.backends)
+        return engines_of(chosen.name, loaded)
+    except ConfigError:  # of no backend here; the store can be looked after all the same
+        return None
+
+
+def _entry(settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says of the model; a file of labels is read, since it may lie anywhere."""
+    entry = settings_of(settings)
+    labels = entry.get("labels")
+    if isinstance(labels, str) and Path(labels).is_file():
+        entry["labels"] = [
+            line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+    return entry
+
+
+def _introduce(shelf: Shelf, model: StoredModel, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(shelf.library.show(model.id), indent=2))
+        return
+    entry = model.entry
+    assert entry is not None
+    licence = f", licence {entry.licence}" if entry.licence else ""
+    typer.echo(f"{model.id}: {entry.task or 'task not known yet'}, {entry.size_bytes / 1e6:.1f} MB{licence}")
+    typer.echo(f"  in {model.path.parent}")
+    typer.echo(f"  look:  edgectl infer PICTURE --model {model.name}")
+    typer.echo(f"  run:   edgectl cmd model.activate name={model.name}")
+
+
+def _told(model: StoredModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": model.name,
+        "version": model.options.version,
+        "origin": model.origin,
+        "path": str(model.path),
+        "size_bytes": model.size_bytes,
+        "task": model.entry.task if model.entry else None,
+        "measured": msgspec.to_builtins(model.entry.measured) if model.entry else [],
+    }
+
+
+def _figures(measured: Measurement) -> str:
+    where = measured.where
+    return f"{measured.latency_ms.p95:.1f} ms  {where.runtime}, {where.device}"
+
+
+def _not_here(models: Sequence[StoredModel]) -> list[str]:
+    from edge_agent.models.catalogue import catalogue
+
+    here = {model.name for model in models}
+    return [name for name in catalogue() if name not in here]
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on the terminal, if there is one, for what takes its time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(phase: str, percent: float | None) -> None:
+            bar.update(task, description=phase, total=100 if percent is not None else None, completed=percent or 0)
+
+        yield tell
