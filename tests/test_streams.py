@@ -52,7 +52,7 @@ def pictures(source: Source, count: int) -> list[np.ndarray]:
 # Time stamps
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     drift_ppm=st.floats(-200, 200),
     delay_ms=st.lists(st.floats(0, 80), min_size=50, max_size=50),
