@@ -71,7 +71,7 @@ class Measured:
         return done
 
     def _take(self, pending: Any) -> int:
-        results = self.model.collect(pending)
+        results = self.model.collect(pending).results
         self.results += len(results)
         self.detections += sum(len(result.prediction) for result in results)
         return len(results)

@@ -8,83 +8,135 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
+import msgspec
 import structlog
 
-from edge_agent import messages
+from edge_agent import __version__, logs, messages, plugins
 from edge_agent._compat import errors_unwrapped
 from edge_agent.broker import embedded_broker
 from edge_agent.camera import Camera
 from edge_agent.cameras import Cameras
 from edge_agent.check import Parts, gather
-from edge_agent.commands import Dispatcher
-from edge_agent.config import Config, MqttOptions
+from edge_agent.commands import Dispatcher, registered
+from edge_agent.commands.ledger import Ledger
+from edge_agent.config import Config, InferenceOptions, MqttOptions, state_directory
 from edge_agent.data import Frame, Message
-from edge_agent.errors import CommandError, ConfigError, EngineError, GpuLost, GpuUnavailable, ModelError
+from edge_agent.errors import CommandError, ConfigError, EdgeAgentError, EngineError, GpuLost, ModelError
 from edge_agent.frames import FramePool
+from edge_agent.governor import Governor
+from edge_agent.homeassistant import Presence
 from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
 from edge_agent.model_slot import ModelSlot
-from edge_agent.models.engines import Progress, is_built
-from edge_agent.models.loaded import LoadedModel, open_model
-from edge_agent.mqtt import Link
+from edge_agent.models.library import Library
+from edge_agent.models.loading import Wanted
+from edge_agent.mqtt import Inbound, Link
+from edge_agent.outbox import Outbox
 from edge_agent.pipeline import Reporter, infer
-from edge_agent.queue import FrameQueue, Outbox
+from edge_agent.policy import Conditions
+from edge_agent.prometheus import Facts, exporter
+from edge_agent.queue import FrameQueue
 from edge_agent.reports import Reports
 from edge_agent.sdnotify import notify
 from edge_agent.sensors.host import HostSensor
+from edge_agent.sensors.throttling import ThrottlingSensor
+from edge_agent.settings import Settings
 from edge_agent.snapshots import Snapshot, Snapshots
+from edge_agent.spool import DiskSpool, MemorySpool, Spool
 from edge_agent.stats import LineStats
 from edge_agent.threads import OwnerThread, in_thread
 from edge_agent.zones import Watch
 
 log = structlog.get_logger()
 
+R = TypeVar("R")
+
 _LAST_WORDS_S = 1.0
 """For an orderly end when the GPU is lost."""
 
+_LIVE = ("cameras", "logging", "policy", "inference", "stats")
+"""Tables of the configuration that a running agent takes over."""
 
-async def run(config: Config, stop: asyncio.Event) -> None:
-    """Run the agent until `stop` is set. Raises `ConfigError` before anything was started, and whatever
-    ended a task that nobody had foreseen."""
-    with OwnerThread("loader") as loader, OwnerThread("chores") as chores:
-        parts = await loader.call(gather, config)
-        agent = Agent(config, parts, loader=loader, chores=chores)
-        with errors_unwrapped():
-            async with _broker(config.mqtt), agent.linked(), agent.inferring():
-                await _first(agent.has_tried_its_model, stop)
-                if not stop.is_set():
-                    async with agent.capturing():
-                        _settle_heap()
-                        agent.announce_running()
-                        await stop.wait()
-                        agent.announce_stopping()
-    log.info("agent.stopped")
+
+async def run(
+    config: Config, stop: asyncio.Event, *, settings: Settings | None = None, reload: asyncio.Event | None = None
+) -> bool:
+    """Run the agent until `stop` is set, by a signal or a command; whether it is to start anew. Each time `reload` is
+    set it reads its `settings` again.
+
+    Raises `ConfigError` before anything was started, and whatever ended a task that nobody had foreseen.
+    """
+    settings = settings or Settings(fixed=config)
+    with _threads() as threads:
+        parts = await threads.loader.call(gather, config)
+        async with _kept(config, parts.device, threads.spooling) as (spool, ledger):
+            agent = Agent(config, parts, threads, spool, ledger, settings, stop)
+            with errors_unwrapped(), exporter(config.prometheus, agent.facts):
+                async with _broker(config.mqtt), agent.linked(), agent.inferring():
+                    await _first(agent.has_tried_its_model, stop)
+                    if not stop.is_set():
+                        async with agent.capturing(reload or asyncio.Event()):
+                            _settle_heap()
+                            agent.announce_running()
+                            await stop.wait()
+                            agent.announce_stopping()
+    log.info("agent.stopped", restarts=agent.restarts)
+    return agent.restarts
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Who does what blocks: brings models up, keeps the store, reads and writes what is small, keeps the spool."""
+
+    loader: OwnerThread
+    library: OwnerThread
+    chores: OwnerThread
+    spooling: OwnerThread
 
 
 class Agent:
     """The parts of a running agent and how long each lives; the `Services` of the commands."""
 
-    def __init__(self, config: Config, parts: Parts, *, loader: OwnerThread, chores: OwnerThread) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        threads: Threads,
+        spool: Spool,
+        ledger: Ledger,
+        settings: Settings,
+        stop: asyncio.Event,
+    ) -> None:
         self.topics = Topics(config.mqtt.prefix, parts.device)
         self.has_tried_its_model = asyncio.Event()
-        self._config = config
+        self.restarts = False
+        self.config = config
         self._parts = parts
-        self._loader = loader
-        self._chores = chores
+        self._settings = settings
+        self._stop = stop
+        self._changing = asyncio.Lock()
+        self._loader = threads.loader
+        self._chores = threads.chores
+        self._library = threads.library
         self._pool = FramePool(allocate=parts.new_image)
         self._engine_trouble = parts.backend.trouble
         self._gpu_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end_within_s = config.agent.shutdown_timeout_s
         self._frames = FrameQueue(release=self._release)
-        self._outbox = Outbox(max_results=config.mqtt.max_queued_results)
+        self._outbox = Outbox(
+            max_results=config.mqtt.max_queued_results, spool=spool, spools_results=config.spool.results
+        )
         self._stats = LineStats()
         self._tracks = parts.tracks
         self._watch = Watch(config.cameras, lost_frames=config.tracking.lost_frames)
@@ -96,34 +148,75 @@ class Agent:
             on_removed=self._on_camera_removed,
         )
         self.slot = ModelSlot(
-            self._load,
-            loader=loader,
+            parts.loader,
+            thread=threads.loader,
             nudge=self._frames.nudge,
+            choice=config.model,
             on_change=self._on_model_change,
             on_lost=self._on_gpu_lost,
+            on_inferred=lambda inference_ms: self._governor.record(inference_ms),
         )
-        self.snapshots = Snapshots(chores=chores, jpeg_quality=config.snapshots.jpeg_quality, cameras=config.cameras)
-        self._commands = Dispatcher(self)
+        self._governor = Governor(
+            self.slot,
+            loader=parts.loader,
+            store=parts.store,
+            options=config.policy,
+            chores=threads.chores,
+            conditions=_conditions(ThrottlingSensor()),
+            on_change=self._on_policy_change,
+        )
+        self.snapshots = Snapshots(
+            chores=threads.chores, jpeg_quality=config.snapshots.jpeg_quality, cameras=config.cameras
+        )
+        self._report = Reporter(
+            topics=self.topics,
+            publish=self.publish,
+            stats=self._stats,
+            snapshots=self.snapshots,
+            tracks=self._tracks,
+            watch=self._watch,
+            inference=config.inference,
+        )
+        self._commands = Dispatcher(
+            self,
+            ledger=ledger,
+            keeping=threads.spooling,
+            signatures=parts.signatures,
+            disabled=config.mqtt.disabled_commands,
+        )
+        self._presence = Presence(
+            config.homeassistant,
+            topics=self.topics,
+            version=__version__,
+            commands=_commands_of_home_assistant(config.mqtt),
+            publish=self.publish,
+        )
         self._link = Link(
             config.mqtt,
             topics=self.topics,
             outbox=self._outbox,
-            on_command=self._commands.handle,
+            spool=config.spool,
+            spooling=threads.spooling,
+            listens=[*self.topics.listened(config.mqtt.groups), *self._presence.listens],
+            on_message=self._on_message,
             on_connect=self._on_connect,
         )
         self._reports = Reports(
             topics=self.topics,
             publish=self.publish,
             slot=self.slot,
-            store=parts.store,
             cameras=self._cameras,
             frames=self._frames,
             link=self._link,
             outbox=self._outbox,
             stats=self._stats,
+            policy=lambda: self._governor.status,
+            overrides=lambda: self._settings.changed_keys,
+            commands=lambda: self._commands.counts,
             engine_trouble=lambda: self._engine_trouble,
             interval_s=config.stats.interval_s,
         )
+        parts.library.in_use = self._models_in_use
         for name, options in config.cameras.items():
             self._cameras.add(name, options, parts.sources[name])
 
@@ -150,6 +243,7 @@ class Agent:
             finished = _start(tasks, self._infer)
             tasks.start_soon(self._activate_configured)
             tasks.start_soon(self._watch_gpu)
+            tasks.start_soon(self._governor.run)
             try:
                 yield
             finally:
@@ -167,12 +261,13 @@ class Agent:
             raise EngineError("the engine did not come back from its last batch; left behind")
 
     @asynccontextmanager
-    async def capturing(self) -> AsyncIterator[None]:
+    async def capturing(self, reload: asyncio.Event) -> AsyncIterator[None]:
         """Every enabled camera in its thread; at the end they stop, and a stuck one is left behind."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._attend, reload)
             tasks.start_soon(self._report_regularly)
-            if self._config.snapshots.on_start:
-                for name, options in self._config.cameras.items():
+            if self.config.snapshots.on_start:
+                for name, options in self.config.cameras.items():
                     if options.enabled:
                         tasks.start_soon(self._write_first_picture, name)
             with contextlib.closing(await self._chores.call(DeviceWatch)) as devices:
@@ -185,7 +280,7 @@ class Agent:
 
     def announce_running(self) -> None:
         self._reports.enter("running")
-        mqtt, model = self._config.mqtt, self.slot.active
+        mqtt, model = self.config.mqtt, self.slot.active
         backend = self._parts.backend
         log.info("agent.running", device=self.topics.device, backend=backend.name, because=backend.because)
         log.info("agent.results", topic=self.topics.camera("+", "results"), broker=f"{mqtt.host}:{mqtt.port}")
@@ -195,7 +290,8 @@ class Agent:
         notify("READY=1", f"STATUS=running {running}, {len(self._cameras)} camera(s)")
 
     def announce_stopping(self) -> None:
-        notify("STOPPING=1", "STATUS=stopping")
+        if not self.restarts:  # the process goes on then, with another program in it
+            notify("STOPPING=1", "STATUS=stopping")
         log.info("agent.stopping")
         self._reports.enter("stopping")
 
@@ -211,63 +307,144 @@ class Agent:
     def status(self) -> messages.Status:
         return self._reports.status()
 
-    def models(self) -> messages.Models:
+    async def models(self) -> messages.Models:
+        await self._look_at_models()
         return self._reports.models()
+
+    def stats(self) -> messages.Stats:
+        return self._reports.statistics()
+
+    def reset_stats(self) -> None:
+        self._reports.reset()
+
+    def facts(self) -> Facts | None:
+        return self._reports.facts()
+
+    def restart(self) -> None:
+        if not self._stop.is_set():
+            self.restarts = True
+            self._stop.set()
+
+    async def change(self, work: Callable[[Settings], Config]) -> messages.Changed:
+        async with self._changing:
+            before, self.config = self.config, await self._chores.call(work, self._settings)
+            try:
+                changed = await self._take_over(before, self.config)
+            finally:
+                self._reports.publish_state()
+        await self._load_anew()
+        return changed
+
+    async def look(self, work: Callable[[Library], R]) -> R:
+        return await self._chores.call(work, self._parts.library)
+
+    async def in_library(self, work: Callable[[Library], R]) -> R:
+        try:
+            return await self._library.call(work, self._parts.library)
+        finally:
+            await self._look_at_models()
+
+    # What may change
+
+    async def _attend(self, reload: asyncio.Event) -> None:
+        """Read the settings again each time that is asked for."""
+        while True:
+            await reload.wait()
+            reload.clear()
+            try:
+                log.info("agent.reloaded", **msgspec.structs.asdict(await self.change(Settings.reread)))
+            except EdgeAgentError as error:
+                log.error("agent.not_reloaded", reason=str(error))
+
+    async def _take_over(self, before: Config, now: Config) -> messages.Changed:
+        """Make what runs as the configuration has it now, as far as a running agent can change."""
+        changed = [name for name in Config.__struct_fields__ if getattr(before, name) != getattr(now, name)]
+        cameras = await self._take_cameras(before, now)
+        if before.logging != now.logging:
+            logs.configure(level=now.logging.level, format=now.logging.format)
+        self._parts.loader.change(now.inference, now.policy)
+        self._report.inference = now.inference
+        if before.policy != now.policy:
+            self._governor.change(now.policy)
+        self._reports.interval_s = now.stats.interval_s
+        fixed = [name for name in changed if name not in _LIVE]
+        if _but_for_tuning(before.inference) != _but_for_tuning(now.inference):
+            fixed.append("inference")
+        return messages.Changed(changed=changed, cameras=cameras, needs_restart=fixed)
+
+    async def _load_anew(self) -> None:
+        """The model that runs, beside itself, where it was loaded with other thresholds. Raises `ModelError`."""
+        active, running = self.slot.active, self.slot.running
+        if active is None or running is None:
+            return
+        if _thresholds(active.inference) != _thresholds(self.config.inference):
+            await self.slot.activate(running, remember=False)
+
+    async def _take_cameras(self, before: Config, now: Config) -> list[str]:
+        """Cameras that are gone go, those that are new come, others connect again; the names of all of them."""
+        touched = [
+            name
+            for name in dict.fromkeys([*before.cameras, *now.cameras])
+            if before.cameras.get(name) != now.cameras.get(name)
+        ]
+        for name in touched:
+            options = now.cameras.get(name)
+            if options is None:
+                await self._cameras.remove(name)
+                continue
+            source = plugins.load("sources", options.source)(options)
+            self._watch.follow(name, options)
+            self.snapshots.follow(name, options)
+            if name in self._cameras:
+                self._cameras.change(name, options, source)
+            else:
+                self._cameras.add(name, options, source)
+        return touched
 
     # The line
 
     def _release(self, frame: Frame) -> None:
         self._pool.give(frame.image)
 
-    def _load(self, name: str, backend: str | None, progress: Progress) -> LoadedModel:
-        config, parts = self._config, self._parts
-        return open_model(
-            parts.store.get(name),
-            backend=backend or parts.backend.name,
-            backends=config.backends,
-            inference=config.inference,
-            tracked_from=config.tracking.low if parts.tracks else None,
-            engines=parts.engines,
-            progress=progress,
-        )
-
     async def _activate_configured(self) -> None:
-        """The model of the configuration. The fallback runs it while an engine for it is built, and where none can
-        be; what kept the chosen backend from it is then told in health."""
-        name, fallback = self._config.model.active, self._config.inference.fallback
-        has_fallback = fallback not in ("", self._parts.backend.name)
+        """What passed its probation last, else what did before that, else the model of the configuration."""
         if self._engine_trouble:
             log.warning("engine.fallback", backend=self._parts.backend.name, reason=self._engine_trouble)
-        if await self._loader.call(self._has_to_build, name):
+        configured = self.config.model.active
+        for name in await self._loader.call(self._parts.store.preferred, configured):
+            await self._start_with(name)
+            if self.slot.active is not None:
+                break
+        else:
+            log.error("model.none", hint="no frame is inferred until a model is activated, by command or in the config")
+        self.has_tried_its_model.set()
+        await self._look_at_models()
+
+    async def _start_with(self, name: str) -> None:
+        """Activate a model. The fallback runs it while an engine for it is built, and where none can be; what kept the
+        chosen backend from it is then told in health."""
+        fallback = self.config.inference.fallback
+        has_fallback = fallback not in ("", self._parts.backend.name)
+        if await self._loader.call(self._parts.loader.has_to_build, Wanted(name)):
             if has_fallback:
                 self._engine_trouble = "an engine is being built; until then the CPU runs the model"
-                await self._try_to_activate(name, fallback)
+                await self._try_to_activate(Wanted(name, fallback))
             self.has_tried_its_model.set()  # a build takes minutes; nobody waits for it
-        reason = await self._try_to_activate(name)
+        reason = await self._try_to_activate(Wanted(name))
         if reason is not None and has_fallback:
             log.warning("engine.fallback", backend=fallback, reason=reason)
             self._engine_trouble = reason
             if self.slot.active is None:
-                await self._try_to_activate(name, fallback)
+                await self._try_to_activate(Wanted(name, fallback))
             self._reports.publish_state()
-        if self.slot.active is None:
-            log.error("model.none", hint="no frame is inferred until a model is activated, by command or in the config")
-        self.has_tried_its_model.set()
 
-    async def _try_to_activate(self, name: str, backend: str | None = None) -> str | None:
-        """Why that did not go, if so."""
+    async def _try_to_activate(self, wanted: Wanted) -> str | None:
+        """Why that did not go, if so. The model of the start needs not be remembered."""
         try:
-            await self.slot.activate(name, backend=backend)
+            await self.slot.activate(replace(wanted, purpose="start"), remember=False)
         except (ModelError, ConfigError, GpuLost) as error:  # a backend may lack what it needs installed
             return str(error)
         return None
-
-    def _has_to_build(self, name: str) -> bool:
-        try:
-            stored, engines = self._parts.store.get(name), self._parts.engines
-            return engines is not None and is_built(stored) and engines.find(stored, self._config.inference) is None
-        except (ModelError, GpuUnavailable):  # will be told when it is opened
-            return False
 
     async def _watch_gpu(self) -> None:
         """Ends all of it when the GPU is lost, whoever noticed: nothing here can use it again, a new process can."""
@@ -278,16 +455,8 @@ class Agent:
             raise
 
     async def _infer(self) -> None:
-        report = Reporter(
-            topics=self.topics,
-            publish=self.publish,
-            stats=self._stats,
-            snapshots=self.snapshots,
-            tracks=self._tracks,
-            watch=self._watch,
-        )
-        window_s = self._config.inference.batch_window_ms / 1e3
-        line = partial(infer, self._frames, self.slot, report, release=self._release, window_s=window_s)
+        window_s = self.config.inference.batch_window_ms / 1e3
+        line = partial(infer, self._frames, self.slot, self._report, release=self._release, window_s=window_s)
         try:
             await in_thread("engine", line)
         except GpuLost as error:
@@ -298,6 +467,19 @@ class Agent:
     def _on_connect(self) -> None:
         self._reports.publish_state()
 
+    def _on_message(self, inbound: Inbound) -> None:
+        if not self._presence.hear(inbound.topic, inbound.payload, is_retained=inbound.retain):
+            self._commands.handle(inbound)
+
+    def _models_in_use(self) -> list[str]:
+        """Those that may not be removed, besides what the registry itself knows of."""
+        active = self.slot.active
+        runs = [f"{active.ref.name}@{active.ref.version}"] if active else []
+        return [self.config.model.active, *self.config.policy.ladder, *runs]
+
+    def _tell_home_assistant(self) -> None:
+        self._presence.tell(list(self._cameras), [model.id for model in self._reports.known])
+
     def _on_gpu_lost(self, error: GpuLost) -> None:
         if not self._gpu_lost.done():
             self._gpu_lost.set_exception(error)
@@ -307,12 +489,30 @@ class Agent:
         if active is not None and active.backend == backend.name and not backend.trouble:
             self._engine_trouble = None
         self._reports.publish_models()
+        self._reports.publish_state()
+
+    def _on_policy_change(self) -> None:
+        self._reports.publish_state()
+
+    async def _look_at_models(self) -> None:
+        """What the store holds now, whoever changed it."""
+        try:
+            known = await self._chores.call(list, self._parts.store)
+        except ModelError as error:
+            log.error("registry.unreadable", reason=str(error))
+            return
+        self._presence.tell(list(self._cameras), [model.id for model in known])
+        self._reports.know(known)
 
     def _on_camera_change(self, camera: Camera) -> None:
+        self._tell_home_assistant()
         self._reports.publish_camera(camera)
 
     def _on_camera_removed(self, name: str) -> None:
+        self._tell_home_assistant()
         self._reports.forget_camera(name)
+        self._link.sent.pop(self.topics.camera(name, "results"), None)
+        self.snapshots.forget(name)
         self._watch.forget(name)
         if self._tracks is not None:
             self._tracks.forget(name)
@@ -320,8 +520,9 @@ class Agent:
     async def _report_regularly(self) -> None:
         host = await self._chores.call(HostSensor)
         while True:
-            await anyio.sleep(self._config.stats.interval_s)
+            await anyio.sleep(self.config.stats.interval_s)
             self._reports.publish_stats(await self._chores.call(host.read))
+            await self._look_at_models()
 
     async def _write_first_picture(self, camera: str) -> None:
         """One annotated picture at the start, as proof of what the model sees; best with something in it."""
@@ -335,7 +536,7 @@ class Agent:
             if len(shot.result.prediction):
                 break
         if shot is not None:
-            path = Path(self._config.snapshots.directory) / f"{camera}.jpg"
+            path = Path(self.config.snapshots.directory) / f"{camera}.jpg"
             await self._chores.call(_write, path, shot, camera)
 
     def _share(self, share: float) -> float:
@@ -343,8 +544,64 @@ class Agent:
         return share * self._end_within_s
 
 
+@contextmanager
+def _threads() -> Iterator[Threads]:
+    with ExitStack() as stack:
+        yield Threads(*(stack.enter_context(OwnerThread(name)) for name in ("loader", "library", "chores", "spool")))
+
+
+@asynccontextmanager
+async def _kept(config: Config, device: str, thread: OwnerThread) -> AsyncIterator[tuple[Spool, Ledger]]:
+    """What keeps messages while the broker is away, and what knows which commands were done; at the end all of it is on
+    the disk."""
+    state = state_directory()
+    spool: Spool = MemorySpool()
+    if config.spool.enabled:
+        spool = await thread.call(DiskSpool, state / f"spool-{device}.db", config.spool)
+    ledger = await thread.call(Ledger, state / f"commands-{device}.db", device)
+    try:
+        yield spool, ledger
+    finally:
+        with anyio.CancelScope(shield=True):
+            await thread.call(spool.close)
+            await thread.call(ledger.close)
+
+
+def _thresholds(options: InferenceOptions) -> tuple[object, ...]:
+    """What a model has to be loaded anew for."""
+    return options.score_threshold, options.iou_threshold, options.max_detections
+
+
+def _but_for_tuning(options: InferenceOptions) -> InferenceOptions:
+    """What takes a restart: all that is not the same in every set of options here."""
+    plain = InferenceOptions()
+    tuned = ("score_threshold", "iou_threshold", "max_detections", "classes", "max_results_per_s")
+    return msgspec.structs.replace(options, **{name: getattr(plain, name) for name in tuned})
+
+
+def _commands_of_home_assistant(options: MqttOptions) -> set[str]:
+    """It cannot sign, and a command that is switched off has no button."""
+    if options.command_public_key_file:
+        return set()
+    return {
+        name
+        for name in registered()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in options.disabled_commands)
+    }
+
+
 def _broker(options: MqttOptions) -> AbstractAsyncContextManager[None]:
     return embedded_broker(options.host, options.port) if options.embedded else nullcontext()
+
+
+def _conditions(sensor: ThrottlingSensor) -> Callable[[], Conditions]:
+    """What the latency ladder asks of the sensors."""
+
+    def look() -> Conditions:
+        seen = sensor.read()
+        return Conditions(seen.throttling, seen.power_mode)
+
+    return look
 
 
 def _settle_heap() -> None:

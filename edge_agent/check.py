@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edge_agent import backends, plugins
+from edge_agent import backends, mqtt, plugins
 from edge_agent.backends import Choice
-from edge_agent.config import Config
+from edge_agent.config import Config, models_directory
 from edge_agent.data import Image
 from edge_agent.errors import ConfigError, GpuLost, GpuUnavailable, ModelError
 from edge_agent.models.engines import Engines, is_built
+from edge_agent.models.library import Library
 from edge_agent.models.loaded import open_model
+from edge_agent.models.loading import ModelLoader
 from edge_agent.models.store import ModelStore
+from edge_agent.sensors.throttling import ThrottlingSensor
+from edge_agent.signing import Signatures
 from edge_agent.sources import Source
 from edge_agent.tracking import Tracks, tracks_of
 
@@ -23,27 +27,38 @@ class Parts:
 
     device: str
     store: ModelStore
+    library: Library
+    loader: ModelLoader
     backend: Choice
     new_image: Callable[[tuple[int, ...]], Image]
     engines: Engines | None
     sources: Mapping[str, Source]
+    signatures: Signatures
     tracks: Tracks | None
 
 
 def gather(config: Config) -> Parts:
     """Find every part by its name. Imports modules and reads the disk; raises `ConfigError`."""
     choice = _choice(config)
-    store = ModelStore(config.models)
+    store = store_of(config)
     _require_active(store, config)
-    engine_class = plugins.load("backends", choice.name)
-    return Parts(
-        config.device,
+    engines, tracks = engines_of(choice.name, config), tracks_of(config)
+    loader = ModelLoader(
         store,
-        choice,
-        engine_class.new_image,
-        engines_of(choice.name, config),
-        _sources(config),
-        tracks_of(config),
+        backend=choice.name,
+        backends=config.backends,
+        engines=engines,
+        inference=config.inference,
+        choice=config.model,
+        policy=config.policy,
+        tracked_from=config.tracking.low if tracks else None,
+        power_mode=ThrottlingSensor().mode,
+    )
+    new_image = plugins.load("backends", choice.name).new_image
+    signatures = Signatures(config.mqtt.command_public_key_file)
+    library = library_of(config, store, engines_of(choice.name, config))
+    return Parts(
+        config.device, store, library, loader, choice, new_image, engines, _sources(config), signatures, tracks
     )
 
 
@@ -52,22 +67,32 @@ def check(config: Config) -> Iterator[str]:
     for name, source in _sources(config).items():
         if config.cameras[name].enabled:
             yield from (f"cameras.{name}: {problem}" for problem in source.check())
-    store = ModelStore(config.models)
+    store = store_of(config)
     try:
         _require_active(store, config)
     except ConfigError as error:
         yield str(error)
-    try:
-        tracks_of(config)
-    except ConfigError as error:
-        yield str(error)
+    for find in (
+        lambda: tracks_of(config),
+        lambda: mqtt.check(config.mqtt),
+        lambda: Signatures(config.mqtt.command_public_key_file),
+    ):
+        try:
+            find()
+        except ConfigError as error:
+            yield str(error)
     try:
         backend = _choice(config).name
     except ConfigError as error:
         yield str(error)
         return
-    wanted = [stored.name for stored in store if stored.origin == "config" or stored.name == config.model.active]
-    for name in wanted:
+    for name in config.policy.ladder:
+        try:
+            store.get(name)
+        except ModelError as error:
+            yield f"policy.ladder: {error}"
+    named = [stored.name for stored in store if stored.origin == "config"]
+    for name in dict.fromkeys([*named, config.model.active]):
         yield from _model_problems(store, name, backend, config)
 
 
@@ -108,6 +133,17 @@ def engines_of(backend: str, config: Config) -> Engines | None:
     """The engines that a backend builds, if it builds any."""
     engine_class = plugins.load("backends", backend)
     return Engines(config.backends.get(backend) or engine_class.Options()) if engine_class.is_built else None
+
+
+def store_of(config: Config) -> ModelStore:
+    """The models of a configuration, and those of its store."""
+    return ModelStore(config.models.entries, models_directory(config))
+
+
+def library_of(config: Config, store: ModelStore, engines: Engines | None) -> Library:
+    """What can be done to the store; the models that the configuration names are in use."""
+    named = [config.model.active, *config.policy.ladder]
+    return Library(store, options=config.fetch, inference=config.inference, engines=engines, in_use=lambda: named)
 
 
 def _require_active(store: ModelStore, config: Config) -> None:

@@ -17,12 +17,16 @@ from edge_agent.errors import ConfigError, EdgeAgentError, GpuLost
 
 if TYPE_CHECKING:
     from edge_agent.config import Config
+    from edge_agent.settings import Settings
 
 EX_OK, EX_FAILED, EX_GPU_LOST, EX_CONFIG = 0, 1, 75, 78
 """Exit statuses. 75 is EX_TEMPFAIL of sysexits.h: the GPU failed for this process, and a new one may use it;
 78 is EX_CONFIG: systemd does not restart it."""
 
-_OUR_THREADS = ("capture:", "engine", "loader", "chores")
+EX_RESTART = -1
+"""No exit status: the agent was told to start anew."""
+
+_OUR_THREADS = ("capture:", "engine", "loader", "library", "chores", "spool")
 _GRACE_S = 1.0
 _ONE_SIGNAL_S = 0.25  # timeout(1) and some supervisors signal a process and its group: that is one wish
 
@@ -31,6 +35,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """The process's exit status is the answer: 0 done, 1 failed, 75 the GPU is lost, 78 the configuration is wrong."""
     arguments = _parser().parse_args(argv)
     status = arguments.act(arguments)
+    if status == EX_RESTART:  # in the same process, so that whoever watches it goes on watching
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if status == EX_GPU_LOST:  # the libraries' own endings would trip over it
         sys.stdout.flush()
         sys.stderr.flush()
@@ -89,12 +97,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from edge_agent import config, logs
+    from edge_agent import logs
+    from edge_agent.settings import Settings
 
+    settings = Settings(arguments.config)
     try:
-        loaded = config.load(arguments.config)
+        loaded = settings.load()
         logs.configure(level=loaded.logging.level, format=loaded.logging.format)
-        asyncio.run(_serve(loaded))
+        if asyncio.run(_serve(loaded, settings)):
+            return EX_RESTART
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -108,34 +119,50 @@ def _run(arguments: argparse.Namespace) -> int:
     return EX_OK
 
 
-async def _serve(loaded: Config) -> None:
+async def _serve(loaded: Config, settings: Settings) -> bool:
+    """Whether the agent is to start anew."""
     from edge_agent import agent
 
     end = _End(loaded.agent.shutdown_timeout_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.on_signal, number)
-    await agent.run(loaded, end.stop)
+    reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    deadline = asyncio.ensure_future(end.keep_deadline())
+    try:
+        wants_restart = await agent.run(loaded, end.stop, settings=settings, reload=reload)
+        return wants_restart and not end.was_signalled
+    finally:
+        deadline.cancel()
 
 
 class _End:
-    """The first signal asks for an orderly end within the time-out, the second ends at once."""
+    """The first signal asks for an orderly end, the second ends at once. However an end came to be asked for, it is
+    kept to the time-out."""
 
     def __init__(self, timeout_s: float) -> None:
         self.stop = asyncio.Event()
         self._timeout_s = timeout_s
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
 
     def on_signal(self, number: signal.Signals) -> None:
         now = time.monotonic()
-        if not self.stop.is_set():
+        if self._asked_at is None:
             self._asked_at = now
             self.stop.set()
-            deadline = threading.Timer(self._timeout_s, _give_up, (self._timeout_s,))
-            deadline.daemon = True
-            deadline.start()
         elif now - self._asked_at > _ONE_SIGNAL_S:
             os._exit(128 + number)
+
+    @property
+    def was_signalled(self) -> bool:
+        return self._asked_at is not None
+
+    async def keep_deadline(self) -> None:
+        await self.stop.wait()
+        timer = threading.Timer(self._timeout_s, _give_up, (self._timeout_s,))
+        timer.daemon = True
+        timer.start()
 
 
 def _give_up(timeout_s: float) -> None:

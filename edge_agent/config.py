@@ -28,6 +28,9 @@ Side = Annotated[int, Meta(ge=1, le=16_384)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")]
+"""A model's name, or `name@version` of one in the store; without a version it is the last that came."""
+Precision = Literal["fp32", "fp16", "int8"]
 ConfigPath = Annotated[str, Meta(min_length=1, extra={"from": "the file's folder"})]
 """A path that, where it is relative, is taken from the configuration file's folder."""
 
@@ -42,6 +45,12 @@ class Secret:
 
     def reveal(self) -> str:
         return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
 
     def __repr__(self) -> str:
         return "Secret('***')"
@@ -58,24 +67,81 @@ class AgentOptions(Table):
     shutdown_timeout_s: Positive = 10.0
 
 
-class MqttOptions(Table):
-    """`[mqtt]`"""
+Qos = Literal[0, 1, 2]
 
-    host: Annotated[str, Meta(pattern=r"^[^\s/]+\Z")] = "127.0.0.1"
+
+class QosOptions(Table):
+    """`[mqtt.qos]`: how surely each class of message arrives; `status` is all that is retained, and statistics."""
+
+    results: Qos = 0
+    events: Qos = 1
+    replies: Qos = 1
+    status: Qos = 1
+
+
+class MqttOptions(Table):
+    """`[mqtt]`. `host` is the path of a socket where `transport` is "unix". `client_id`: None for one of this machine's
+    own; `groups` of devices that this one listens with; `max_pending`: messages that wait for the broker's word."""
+
+    host: Annotated[str, Meta(pattern=r"^\S+\Z")] = "127.0.0.1"
     port: Port = 1883
+    transport: Literal["tcp", "websockets", "unix"] = "tcp"
+    websocket_path: str = "/mqtt"
     embedded: bool = False
     prefix: Annotated[str, Meta(pattern=r"^[^#+\s/$][^#+\s]*\Z")] = "edge"
+    groups: list[Name] = msgspec.field(default_factory=list)
+    client_id: str | None = None
     username: str = ""
     password: Secret | None = None
-    protocol: Literal["5", "3.1.1"] = "5"
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 15
+    tls: bool = False
+    tls_ca: ConfigPath | None = None
+    tls_cert: ConfigPath | None = None
+    tls_key: ConfigPath | None = None
+    tls_insecure: bool = False
+    qos: QosOptions = msgspec.field(default_factory=QosOptions)
+    max_pending: Annotated[int, Meta(ge=1, le=1000)] = 20
     max_queued_results: Count = 1000
+    command_public_key_file: ConfigPath | None = None
+    disabled_commands: list[str] = msgspec.field(default_factory=list)
+
+
+class SpoolOptions(Table):
+    """`[spool]`: messages on disk while the broker is away."""
+
+    enabled: bool = True
+    results: bool = False
+    max_mb: Positive = 64.0
+    max_messages: Count = 100_000
+    max_age_s: Positive = 604_800.0
+    fsync_interval_s: Positive = 1.0
+    drain_per_s: Positive = 100.0
+
+
+class HomeAssistantOptions(Table):
+    """`[homeassistant]`: discovery over MQTT."""
+
+    enabled: bool = False
+    prefix: Annotated[str, Meta(pattern=r"^[^#+\s/$][^#+\s]*\Z")] = "homeassistant"
+
+
+class PrometheusOptions(Table):
+    """`[prometheus]`: `listen` is address:port; empty: no exporter."""
+
+    listen: str = ""
 
 
 class ModelChoice(Table):
-    """`[model]`"""
+    """`[model]`: what runs, and how another takes its place. `probation_frames` and `probation_s`: how long a new
+    model is watched, whichever ends first; `latency_factor`: how much slower than the limit it may be meanwhile."""
 
-    active: Name = "demo-320"
+    active: ModelName = "demo-320"
+    swap: Literal["beside", "replace"] = "beside"
+    reserve_mb: Annotated[float, Meta(ge=0)] = 256.0
+    probation_frames: Count = 60
+    probation_s: Positive = 10.0
+    latency_factor: Annotated[float, Meta(ge=1)] = 1.5
 
 
 class PreprocessOptions(Table):
@@ -89,6 +155,13 @@ class PreprocessOptions(Table):
     scale: Positive | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
+
+
+class Cheaper(Table):
+    """One of `cheaper` of a model: the same file run for less, by another precision or a smaller picture."""
+
+    precision: Precision | None = None
+    size: tuple[Side, Side] | None = None
 
 
 class ShapeRange(Table):
@@ -110,9 +183,43 @@ class ModelOptions(Table):
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     inputs: dict[str, Any] = msgspec.field(default_factory=dict)
     dequantize: dict[str, tuple[Positive, float]] = msgspec.field(default_factory=dict)
-    precision: Literal["fp32", "fp16", "int8"] | None = None
+    precision: Precision | None = None
     calibration: ConfigPath | None = None
     shapes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)
+    max_latency_ms: Positive | None = None
+    cheaper: list[Cheaper] = msgspec.field(default_factory=list)
+
+
+class ModelsOptions(Table):
+    """`[models]`: `dir` is where the store keeps models that were registered or fetched; each table is one of yours."""
+
+    dir: ConfigPath | None = None
+    entries: dict[Name, ModelOptions] = msgspec.field(default_factory=dict)
+
+
+class FetchOptions(Table):
+    """`[fetch]`: what models may be downloaded. `hosts`: from these alone, which may speak plain http too."""
+
+    hosts: list[str] = msgspec.field(default_factory=list)
+    max_mb: Positive = 2000.0
+    timeout_s: Positive = 3600.0
+    stall_timeout_s: Positive = 30.0
+    allow_private: bool = False
+    ca_file: ConfigPath | None = None
+    public_key_file: ConfigPath | None = None
+    require_signature: bool = False
+
+
+class PolicyOptions(Table):
+    """`[policy]`: the latency ladder. `recover_below`: the share of the limit under which a better model comes back."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    max_latency_ms: Positive = 50.0
+    window_s: Positive = 10.0
+    ladder: list[ModelName] = msgspec.field(default_factory=list)
+    dwell_s: Annotated[float, Meta(ge=60)] = 60.0
+    max_changes_per_hour: Count = 6
+    recover_below: Annotated[float, Meta(gt=0, lt=1)] = 0.6
 
 
 class InferenceOptions(Table):
@@ -125,6 +232,8 @@ class InferenceOptions(Table):
     score_threshold: Share = 0.4
     iou_threshold: Share = 0.5
     max_detections: Count = 300
+    classes: list[str] = msgspec.field(default_factory=list)
+    max_results_per_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class TrackingOptions(Table):
@@ -177,6 +286,7 @@ class SnapshotOptions(Table):
 
     directory: str = "snapshots"
     on_start: bool = True
+    max_kb: Positive = 1000.0
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = 85
 
 
@@ -194,12 +304,17 @@ class Config(Table):
     agent: AgentOptions = msgspec.field(default_factory=AgentOptions)
     mqtt: MqttOptions = msgspec.field(default_factory=MqttOptions)
     model: ModelChoice = msgspec.field(default_factory=ModelChoice)
-    models: dict[Name, ModelOptions] = msgspec.field(default_factory=dict)
+    models: ModelsOptions = msgspec.field(default_factory=ModelsOptions)
+    fetch: FetchOptions = msgspec.field(default_factory=FetchOptions)
+    policy: PolicyOptions = msgspec.field(default_factory=PolicyOptions)
     inference: InferenceOptions = msgspec.field(default_factory=InferenceOptions)
     backends: dict[str, Table] = msgspec.field(default_factory=dict)
     tracking: TrackingOptions = msgspec.field(default_factory=TrackingOptions)
     queue: QueueOptions = msgspec.field(default_factory=QueueOptions)
     cameras: dict[Name, CameraOptions] = msgspec.field(default_factory=dict)
+    spool: SpoolOptions = msgspec.field(default_factory=SpoolOptions)
+    homeassistant: HomeAssistantOptions = msgspec.field(default_factory=HomeAssistantOptions)
+    prometheus: PrometheusOptions = msgspec.field(default_factory=PrometheusOptions)
     stats: StatsOptions = msgspec.field(default_factory=StatsOptions)
     snapshots: SnapshotOptions = msgspec.field(default_factory=SnapshotOptions)
     logging: LoggingOptions = msgspec.field(default_factory=LoggingOptions)
@@ -278,9 +393,10 @@ class _Reader:
         return kind(**values) if required <= set(values) else None
 
     def _value(self, value: object, kind: Any, path: str) -> Any:
+        if path == "models":
+            return self._models(value)
         if readers := {
             "cameras": (self._camera, Name),
-            "models": (lambda raw, where: self.table(raw, ModelOptions, where), Name),
             "backends": (self._backend, str),
         }.get(path):
             return self._each(value, path, *readers)
@@ -321,6 +437,17 @@ class _Reader:
             if (table := read(raw, where)) is not None:
                 out[name] = table
         return out
+
+    def _models(self, raw: object) -> Any:
+        """`[models]`: its own keys, and the tables in it, each of which is a model."""
+        if not isinstance(raw, Mapping):
+            self._each(raw, "models", self._camera, Name)
+            return ModelsOptions()
+        entries = {key: value for key, value in raw.items() if key != "dir" or isinstance(value, Mapping)}
+        models = self.table({key: raw[key] for key in raw if key not in entries}, ModelsOptions, "models")
+        assert models is not None
+        models.entries = self._each(entries, "models", lambda value, at: self.table(value, ModelOptions, at), Name)
+        return models
 
     def _camera(self, raw: object, path: str) -> Any:
         source = raw.get("source") if isinstance(raw, Mapping) else None
@@ -392,6 +519,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             msgspec.convert(config.agent.device, Name)
         except msgspec.ValidationError:
             yield f"agent.device: {config.agent.device!r} is no name; use A-Z a-z 0-9 . _ -, at most 64"
+    if config.agent.device in ("all", "group"):
+        yield f"agent.device: {config.agent.device!r} is where commands for many come in; choose another name"
     if not config.tracking.enabled:
         for name, camera in config.cameras.items():
             if camera.lines:
@@ -406,6 +535,11 @@ def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(given.split(":")[0])
     base = environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path("~/.local/state").expanduser()) / "edge-agent"
+
+
+def models_directory(config: Config) -> Path:
+    """Where the store keeps its models: `[models] dir`, else `models/` in the state directory."""
+    return Path(config.models.dir) if config.models.dir else state_directory() / "models"
 
 
 def _is_secret(kind: Any) -> bool:
@@ -444,9 +578,13 @@ def _kind(value: object) -> str:
 
 
 def _machine_name() -> str:
-    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "edge"
+    host, machine = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "edge", machine_id()
+    return f"{host[:56]}-{hashlib.sha256(machine.encode()).hexdigest()[:6]}" if machine else host[:63]
+
+
+def machine_id() -> str:
+    """systemd's, or nothing where there is none."""
     try:
-        machine_id = Path("/etc/machine-id").read_text().strip()
+        return Path("/etc/machine-id").read_text().strip()
     except OSError:
-        machine_id = ""
-    return f"{host[:56]}-{hashlib.sha256(machine_id.encode()).hexdigest()[:6]}" if machine_id else host[:63]
+        return ""

@@ -24,8 +24,43 @@ SourceReason = Literal[
     "end_of_stream",
     "error",
 ]
-ModelCode = Literal["model_not_found", "model_rejected"]
-CommandCode = Literal["unknown_command", "bad_arguments", "busy", "expired", "retained", "timeout", "not_found"]
+ModelCode = Literal[
+    "model_not_found",
+    "model_rejected",  # it does not fit together; the sentence says what
+    "model_exists",  # another file has this name and version
+    "model_in_use",  # it is the active one, or the fallback
+    "model_truncated",  # the file ends too early
+    "model_damaged",  # the stored file is not what was stored
+    "model_shapes",  # its input is not of the pictures' shape
+    "model_not_finite",  # its weights or outputs are not numbers
+    "model_too_slow",
+    "model_failed",  # it failed in use, while it was on probation
+    "external_data",  # its weights lie in files that may not be read
+    "build_failed",  # no engine could be built from it
+    "no_memory",
+    "disk_full",
+    "registry_damaged",
+    "fetch_forbidden",
+    "fetch_failed",
+    "too_large",
+    "checksum_mismatch",
+    "signature_missing",
+    "signature_invalid",
+    "cancelled",
+]
+CommandCode = Literal[
+    "unknown_command",
+    "bad_arguments",
+    "busy",
+    "expired",
+    "retained",
+    "timeout",
+    "not_found",
+    "forbidden",  # switched off in the configuration
+    "unsigned",  # only signed commands are carried out here, and this one is not, or by somebody else
+    "interrupted",  # the agent ended while it did this
+    "cancelled",
+]
 
 
 class EdgeAgentError(Exception):
@@ -77,6 +112,12 @@ class EngineError(EdgeAgentError):
     """An engine that worked has failed in use."""
 
     code = "engine"
+
+
+class NotFinite(EngineError):
+    """A model's outputs hold NaN."""
+
+    code = "model_not_finite"
 
 
 class CudaError(EngineError):

@@ -6,7 +6,9 @@ Units are in the names; unknown is null, never 0.
 
 from __future__ import annotations
 
+import itertools
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -32,10 +34,13 @@ from edge_agent.predictions import (
 SCHEMA_VERSION = 1
 MAX_COMMAND_BYTES = 64_000
 
+_RUN = secrets.token_hex(6)
+_numbers = itertools.count()
+
 Availability = Literal["online", "offline"]
 CameraPhase = Literal["connecting", "running", "stalled", "backoff", "disabled"]
 CheckState = Literal["ok", "degraded", "failed"]
-ModelState = Literal["loading", "ready", "failed"]
+ModelState = Literal["loading", "ready", "probation", "failed"]
 AgentState = Literal["starting", "running", "stopping"]
 
 
@@ -58,9 +63,11 @@ class Latency(Struct, frozen=True):
 
 
 class ResultMessage(Struct, frozen=True):
-    """What the model saw in one frame; the task decides which of the last keys is there."""
+    """What the model saw in one frame; the task decides which of the last keys is there. `id` is this message's
+    own: one that comes twice comes with the same."""
 
     schema: int
+    id: str
     device: str
     camera: str
     seq: int
@@ -98,9 +105,10 @@ class CrossingMessage(Struct, frozen=True):
 
 class EventMessage(Struct, frozen=True):
     """What happened to a followed object: `new`, `update` (it entered or left a zone, or crossed a line) or `end`;
-    `seq` and `captured_at` are of the frame that showed it."""
+    `seq` and `captured_at` are of the frame that showed it. It comes at least once, always with the same `id`."""
 
     schema: int
+    id: str
     device: str
     camera: str
     seq: int
@@ -114,18 +122,45 @@ class EventMessage(Struct, frozen=True):
     after: TrackStateMessage | None
 
 
+class Rejected(Struct, frozen=True):
+    """The last model that was to run and did not come to it, and why."""
+
+    model: str
+    code: str
+    message: str
+    at: str
+
+
 class ActiveModel(Struct, frozen=True):
-    """The model in `status`: `reason` says why it is not `ready`."""
+    """The model in `status`, that runs: `state` and `reason` tell of the one that is on its way (`next`) too."""
 
     name: str | None
     version: str | None
     task: str | None
     state: ModelState
     reason: str | None = None
+    next: str | None = None
+    rejected: Rejected | None = None
+
+
+class PolicyStatus(Struct, frozen=True):
+    """The latency ladder in `status`. `rung`: 0 is the model that was asked for; `models`: what stands on the rungs;
+    `floor`: no lower rung is of use, and latency is over the limit; `spent`: there were all the changes of an hour.
+    `cause` and `reason` are of the last change."""
+
+    state: Literal["off", "ok", "stepped_down", "floor", "spent"]
+    rung: int
+    models: list[str]
+    limit_ms: float | None
+    p95_ms: float | None
+    changes_last_hour: int
+    detail: str
+    cause: Literal["latency", "thermal", "power_mode", "recovered"] | None = None
+    reason: str | None = None
 
 
 class Status(Struct, frozen=True):
-    """What the agent is, retained."""
+    """What the agent is, retained. `overrides`: keys of the configuration that commands have changed since."""
 
     schema: int
     device: str
@@ -134,6 +169,8 @@ class Status(Struct, frozen=True):
     started_at: str
     model: ActiveModel
     backend: str | None
+    policy: PolicyStatus
+    overrides: list[str]
     degraded: list[str]
     cameras: dict[str, CameraPhase]
 
@@ -208,7 +245,8 @@ class Connection(Struct, frozen=True):
 
 class CameraStats(Struct, frozen=True):
     """Counters since the start; rates over the last interval. `skipped` pictures were not wanted (`fps`);
-    `captured` is `inferred` and all `drops`, and what is on its way."""
+    `captured` is `inferred` and all `drops`, and what is on its way. `objects` are those of the last result, by
+    label."""
 
     captured: int
     inferred: int
@@ -218,6 +256,7 @@ class CameraStats(Struct, frozen=True):
     waiting: int
     captured_fps: float
     inferred_fps: float
+    objects: dict[str, int]
     connection: Connection
 
 
@@ -230,15 +269,27 @@ class ProcessStats(Struct, frozen=True):
     open_files: int | None
 
 
-class OutboxStats(Struct, frozen=True):
-    """Messages waiting for the broker, and dropped since the start."""
+class SpoolStats(Struct, frozen=True):
+    """What waits on disk for the broker; `trouble` says why it waits in memory instead."""
 
-    waiting: int
-    dropped: int
+    messages: int
+    bytes: int
+    trouble: str | None
+
+
+class OutboxStats(Struct, frozen=True):
+    """Messages that wait for the broker in memory, by class; those dropped since the start, by class and cause; those
+    that the broker refused, by its reason."""
+
+    waiting: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    refused: dict[str, int]
+    spool: SpoolStats
 
 
 class Stats(Struct, frozen=True):
-    """Performance, every `stats.interval_s`."""
+    """Performance, every `stats.interval_s`. `commands` counts replies since the agent began: `ok`, else by their code;
+    `unanswerable` those for whose reply nobody left an address, `repeated` those that ran already."""
 
     schema: int
     device: str
@@ -249,20 +300,75 @@ class Stats(Struct, frozen=True):
     cameras: dict[str, CameraStats]
     stages_ms: dict[str, Percentiles]
     outbox: OutboxStats
+    commands: dict[str, int]
     process: ProcessStats
 
 
-class ModelEntry(Struct, frozen=True):
-    """A model the agent knows; `origin` says where it came from, `family` what its entry calls it, or what the active
-    one was taken for."""
+class MemoryUse(Struct, frozen=True):
+    """Megabytes before the model was loaded and after it had run; null where there is nothing to read."""
 
+    gpu_before: float | None
+    gpu_after: float | None
+    rss_before: float
+    rss_after: float
+
+    @property
+    def gpu(self) -> float | None:
+        """What the model takes of the GPU's memory."""
+        if self.gpu_before is None or self.gpu_after is None:
+            return None
+        return max(0.0, self.gpu_after - self.gpu_before)
+
+    @property
+    def rss(self) -> float:
+        return max(0.0, self.rss_after - self.rss_before)
+
+
+class InferenceLatency(Struct, frozen=True):
+    """Milliseconds of `n` inferences of `batch` pictures."""
+
+    p50: float
+    p95: float
+    p99: float
+    n: int
+    batch: int
+
+
+class MeasuredOn(Struct, frozen=True):
+    """What a figure was measured on. `size`: of the model's input, [width, height]."""
+
+    device: str
+    backend: str
+    runtime: str
+    precision: str | None
+    size: tuple[int, int]
+    power_mode: str | None
+
+
+class Measurement(Struct, frozen=True):
+    """What a model took when it was last brought up in one way; nothing here is estimated."""
+
+    at: str
+    where: MeasuredOn
+    latency_ms: InferenceLatency
+    memory_mb: MemoryUse
+
+
+class ModelEntry(Struct, frozen=True):
+    """A model the agent knows; `id` is what commands call it, `origin` says where it came from, `family` what its entry
+    calls it, or what it was taken for. `measured`: what it took when it was last brought up here; null: never was."""
+
+    id: str
     name: str
     version: str
     family: str
+    task: str | None
     path: str
     size_bytes: int | None
-    origin: Literal["bundled", "config"]
+    sha256: str | None
+    origin: Literal["bundled", "config", "registered", "fetched"]
     active: bool
+    measured: Measurement | None = None
 
 
 class Models(Struct, frozen=True):
@@ -274,18 +380,58 @@ class Models(Struct, frozen=True):
     models: list[ModelEntry]
 
 
+class Job(Struct, frozen=True):
+    """How something that takes its time goes, on `jobs/<id>`: a command's, by its id. `percent` is null where nothing
+    tells; `code` and `message` say why it failed."""
+
+    schema: int
+    device: str
+    id: str
+    command: str
+    state: Literal["running", "done", "failed"]
+    phase: str | None
+    percent: float | None
+    started_at: str
+    at: str
+    code: str | None = None
+    message: str | None = None
+
+
 class Command(Struct, frozen=True):
-    """A command as it comes in on `cmd`."""
+    """A command as it comes in on a `cmd` topic. Who is not the `device`, or not of the `group` ("all": everybody is),
+    that it names refuses it; a late one (`expires_at`) is refused; each waits up to `spread_s` at random first."""
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     command: Annotated[str, Meta(min_length=1, max_length=128)]
     args: dict[str, Any] = {}
     expires_at: str | None = None
+    device: str | None = None
+    group: str | None = None
+    spread_s: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class SignedCommand(Struct, frozen=True, forbid_unknown_fields=True):
+    """A command in the operator's envelope: `signed` is a `Command` as JSON text, `signature` base64 of the Ed25519
+    signature of its bytes."""
+
+    signed: str
+    signature: str
+
+
+class Changed(Struct, frozen=True):
+    """What a change of settings came to: which keys changed, the cameras that came, went or connect again, and the
+    tables of the configuration that only a restart takes over."""
+
+    changed: list[str]
+    cameras: list[str]
+    needs_restart: list[str]
 
 
 class Reply(Struct, frozen=True, omit_defaults=True):
-    """The answer to a command, on `reply/<id>` or the MQTT 5 response topic."""
+    """The answer to a command, on `reply/<id>` or the MQTT 5 response topic. What takes its time is `accepted` first;
+    `ok` or `error` comes once."""
 
+    device: str
     id: str | None
     status: Literal["ok", "error", "accepted"]
     duration_ms: float
@@ -329,13 +475,25 @@ class Topics:
     def command(self) -> str:
         return f"{self.root}/cmd"
 
+    def listened(self, groups: Sequence[str]) -> list[str]:
+        """Where commands come in: for this device, for all of the prefix, and for each of its groups."""
+        fleet = [f"{self.prefix}/all/cmd", *(f"{self.prefix}/group/{name}/cmd" for name in groups)]
+        return [self.command, *fleet]
+
     def reply(self, command_id: str) -> str:
         """Where the reply goes when the command named no response topic."""
-        safe = "".join(sign if sign.isprintable() and sign not in "+#/" else "_" for sign in command_id)
-        return f"{self.root}/reply/{safe}"
+        return f"{self.root}/reply/{_safe(command_id)}"
+
+    def job(self, command_id: str) -> str:
+        """How a command goes that takes its time."""
+        return f"{self.root}/jobs/{_safe(command_id)}"
 
     def camera(self, name: str, leaf: Literal["status", "results", "events", "snapshot"]) -> str:
         return f"{self.root}/cameras/{name}/{leaf}"
+
+
+def _safe(command_id: str) -> str:
+    return "".join(sign if sign.isprintable() and sign not in "+#/" else "_" for sign in command_id)
 
 
 def is_publishable(topic: str) -> bool:
@@ -352,20 +510,25 @@ def encode(value: Struct) -> bytes:
     return _encoder.encode(value)
 
 
+def _new_id() -> str:
+    return f"{_RUN}-{next(_numbers):x}"
+
+
 def retained(topic: str, value: Struct) -> Message:
     """A message that the broker keeps for those who come later."""
-    return Message(topic, encode(value), qos=1, retain=True)
+    return Message(topic, encode(value), "status", retain=True)
 
 
 def availability(topics: Topics, state: Availability) -> Message:
-    return Message(topics.available, state.encode(), qos=1, retain=True)
+    return Message(topics.available, state.encode(), "status", retain=True)
 
 
 def encode_result(result: Result, topics: Topics) -> Message:
-    """A result, ready to publish with QoS 0."""
-    frame, timings = result.frame, result.timings
+    """A result, ready to publish."""
+    frame, timings, message_id = result.frame, result.timings, _new_id()
     message = ResultMessage(
         schema=SCHEMA_VERSION,
+        id=message_id,
         device=topics.device,
         camera=frame.camera,
         seq=frame.seq,
@@ -385,14 +548,15 @@ def encode_result(result: Result, topics: Topics) -> Message:
         if result.zone_counts is None
         else {name: dict(count) for name, count in result.zone_counts.items()},
     )
-    return Message(topics.camera(frame.camera, "results"), encode(message))
+    return Message(topics.camera(frame.camera, "results"), encode(message), id=message_id)
 
 
 def encode_event(event: Event, topics: Topics) -> Message:
-    """An event, ready to publish with QoS 1: none may be missed."""
-    frame = event.result.frame
+    """An event, ready to publish: none may be missed."""
+    frame, message_id = event.result.frame, _new_id()
     message = EventMessage(
         schema=SCHEMA_VERSION,
+        id=message_id,
         device=topics.device,
         camera=frame.camera,
         seq=frame.seq,
@@ -405,7 +569,7 @@ def encode_event(event: Event, topics: Topics) -> Message:
         before=_track_state(event.before, event.result.model),
         after=_track_state(event.after, event.result.model),
     )
-    return Message(topics.camera(frame.camera, "events"), encode(message), qos=1)
+    return Message(topics.camera(frame.camera, "events"), encode(message), "events", id=message_id)
 
 
 def decode_command(payload: bytes) -> Command:
@@ -416,15 +580,25 @@ def decode_command(payload: bytes) -> Command:
         command = _command_decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CommandError(f"not a command: {error}", code="bad_arguments") from error
+    require_fresh(command)
+    return command
+
+
+def require_fresh(command: Command) -> None:
+    """Raises `CommandError` (`expired`, `bad_arguments`)."""
     if command.expires_at is not None and _parse_time(command.expires_at) < datetime.now(timezone.utc):
         raise CommandError(f"the command expired at {command.expires_at}", code="expired")
-    return command
 
 
 def command_id(payload: bytes) -> str | None:
     """The id of a payload that is otherwise no command, so that even its refusal finds its sender."""
     if len(payload) > MAX_COMMAND_BYTES:
         return None
+    try:
+        if b'"signed"' in payload:
+            payload = msgspec.json.decode(payload, type=SignedCommand).signed.encode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
     try:
         value = msgspec.json.decode(payload, type=_OnlyId).id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -464,8 +638,17 @@ def contract() -> Mapping[str, type[Struct]]:
         "cameras/{camera}/status": CameraStatus,
         "cameras/{camera}/results": ResultMessage,
         "cameras/{camera}/events": EventMessage,
-        "cmd": Command,
         "reply/{id}": Reply,
+        "jobs/{id}": Job,
+    }
+
+
+def commanded() -> Mapping[str, str]:
+    """The topics on which commands come in, by a name for each; on all of them a `Command` or a `SignedCommand`."""
+    return {
+        "cmd": "{prefix}/{device}/cmd",
+        "allCmd": "{prefix}/all/cmd",
+        "groupCmd": "{prefix}/group/{group}/cmd",
     }
 
 

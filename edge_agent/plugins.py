@@ -25,6 +25,9 @@ _EXTRAS = {
     "cuda": "cuda",
     "cuda.bindings": "cuda",
     "scipy": "tracking",
+    "prometheus_client": "prometheus",
+    "cryptography": "signed",
+    "cryptography.exceptions": "signed",
     "scipy.optimize": "tracking",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -310,6 +311,13 @@ def _values(tensor: NDArray[Any]) -> Iterator[float | None]:
     """JSON knows no NaN and no infinity: null."""
     for value in tensor.ravel().tolist():
         yield (_significant(value) if np.isfinite(value) else None) if isinstance(value, float) else value
+
+
+def counted(prediction: Prediction, names: Names) -> dict[str, int]:
+    """How many of each label there are; nothing of predictions that are no objects."""
+    if not isinstance(prediction, (Detections, Poses)):
+        return {}
+    return dict(Counter(label(names, int(class_id)) for class_id in prediction.class_ids))
 
 
 def label(names: Names, class_id: int) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import structlog
 
 from edge_agent import __version__, messages
 from edge_agent.camera import Camera
-from edge_agent.data import Message
+from edge_agent.data import Message, ModelRef
 from edge_agent.messages import SCHEMA_VERSION, AgentState, ProcessStats, Topics, timestamp
 from edge_agent.model_slot import ModelSlot
-from edge_agent.models.store import ModelStore
+from edge_agent.models.store import StoredModel
 from edge_agent.mqtt import Link
-from edge_agent.queue import FrameQueue, Outbox
-from edge_agent.stats import CameraFacts, Facts, LineStats, Rate, health
+from edge_agent.outbox import Outbox
+from edge_agent.prometheus import Facts
+from edge_agent.queue import FrameQueue
+from edge_agent.stats import CameraFacts, LineStats, Rate, health
+from edge_agent.stats import Facts as HealthFacts
 
 log = structlog.get_logger()
 
@@ -30,28 +34,39 @@ class Reports:
         topics: Topics,
         publish: Callable[[Message], None],
         slot: ModelSlot,
-        store: ModelStore,
         cameras: Mapping[str, Camera],
         frames: FrameQueue,
         link: Link,
         outbox: Outbox,
         stats: LineStats,
+        policy: Callable[[], messages.PolicyStatus],
+        overrides: Callable[[], list[str]],
+        commands: Callable[[], Mapping[str, int]],
         engine_trouble: Callable[[], str | None],
         interval_s: float,
     ) -> None:
         self._topics = topics
         self._publish = publish
         self._slot = slot
-        self._store = store
+        self.known: Sequence[StoredModel] = ()
+        self._told_models: Message | None = None
         self._cameras = cameras
         self._frames = frames
         self._link = link
         self._outbox = outbox
         self._stats = stats
+        self._policy = policy
+        self._overrides = overrides
+        self._commands = commands
         self._engine_trouble = engine_trouble
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._state: AgentState = "starting"
-        self._started_ns = time.time_ns()
+        self._started_ns = self._since_ns = time.time_ns()
+        self._at_reset: dict[tuple[str, str], int] = {}
+        self.last_status: messages.Status | None = None
+        self.last_health: messages.Health | None = None
+        self.last_stats: messages.Stats | None = None
+        self._process = ProcessStats(None, None, None, None)
         self._rates: dict[str, tuple[Rate, Rate]] = {}
 
     def enter(self, state: AgentState) -> None:
@@ -60,12 +75,28 @@ class Reports:
         self.publish_state()
 
     def publish_state(self) -> None:
-        self._publish(messages.retained(self._topics.status, self.status()))
-        self._publish(messages.retained(self._topics.health, self.health()))
+        before, self.last_status, self.last_health = self.last_status, self.status(), self.health()
+        if self.last_status != before:
+            self._publish(messages.retained(self._topics.status, self.last_status))
+        self._publish(messages.retained(self._topics.health, self.last_health))
+
+    def facts(self) -> Facts | None:
+        """What was told last, for whoever asks in between. For any thread."""
+        if self.last_status is None or self.last_health is None:
+            return None
+        return Facts(self.last_status, self.last_health, self.last_stats)
+
+    def know(self, models: Sequence[StoredModel]) -> None:
+        """These are the models that there are now."""
+        self.known = models
+        self.publish_models()
 
     def publish_models(self) -> None:
-        self._publish(messages.retained(self._topics.models, self.models()))
-        self.publish_state()
+        """The index of models, if it is another than before."""
+        told = messages.retained(self._topics.models, self.models())
+        if told != self._told_models:
+            self._told_models = told
+            self._publish(told)
 
     def publish_camera(self, camera: Camera) -> None:
         state, shown = camera.state, camera.state.format
@@ -88,13 +119,29 @@ class Reports:
         """A camera is gone: nothing of it stays on the broker."""
         self._rates.pop(name, None)
         self._stats.forget(name)
-        self._publish(Message(self._topics.camera(name, "status"), b"", qos=1, retain=True))
+        self._at_reset = {key: count for key, count in self._at_reset.items() if key[0] != name}
+        self._publish(Message(self._topics.camera(name, "status"), b"", "status", retain=True))
         self.publish_state()
+
+    def reset(self) -> None:
+        """Count from now on, which is the new `since`."""
+        self._since_ns = time.time_ns()
+        self._at_reset = {
+            (name, key): count
+            for name, camera in self._cameras.items()
+            for key, count in self._counts(name, camera).items()
+        }
+        self._stats.reset()
 
     def publish_stats(self, process: ProcessStats) -> None:
         """Statistics of the interval that ends now, on their topic and in the log."""
-        stats = self._statistics(process)
-        self._publish(Message(self._topics.stats, messages.encode(stats)))
+        self._process = process
+        for name in self._cameras:
+            counts = self._counts(name, self._cameras[name])
+            for rate, key in zip(self._rates[name], ("captured", "inferred"), strict=True):
+                rate.update(counts[key])
+        stats = self.last_stats = self.statistics()
+        self._publish(Message(self._topics.stats, messages.encode(stats), "status"))
         self.publish_state()
         for name, camera in stats.cameras.items():
             drops = {cause: count for cause, count in msgspec.structs.asdict(camera.drops).items() if count}
@@ -122,8 +169,12 @@ class Reports:
                 task=model.ref.task if model else None,
                 state=self._slot.state,
                 reason=self._slot.reason,
+                next=self._slot.next,
+                rejected=self._slot.rejected,
             ),
             backend=model.backend if model else None,
+            policy=self._policy(),
+            overrides=self._overrides(),
             degraded=[name for name, check in self.health().checks.items() if check.state != "ok"],
             cameras={name: camera.state.phase for name, camera in self._cameras.items()},
         )
@@ -138,72 +189,121 @@ class Reports:
             )
             for name, camera in self._cameras.items()
         }
-        facts = Facts(
+        facts = HealthFacts(
             broker_connected=self._link.is_connected,
             broker_error=self._link.error,
+            broker_refusal=self._link.refusal,
+            spool_trouble=self._outbox.spool.trouble,
             model_state=self._slot.state,
             model_reason=self._slot.reason,
             backend=self._slot.active.backend if self._slot.active else None,
             engine_trouble=self._engine_trouble(),
+            policy=self._policy(),
             cameras=cameras,
         )
-        state, checks = health(facts, max_result_age_s=max(5.0, 2 * self._interval_s))
+        state, checks = health(facts, max_result_age_s=max(5.0, 2 * self.interval_s))
         return messages.Health(SCHEMA_VERSION, self._topics.device, timestamp(time.time_ns()), state, checks)
 
     def models(self) -> messages.Models:
         running = self._slot.active.ref if self._slot.active else None
-        active = running.name if running else None
-        entries = [
-            messages.ModelEntry(
-                name=model.name,
-                version=model.options.version,
-                family=running.family if running and model.name == active else model.options.family,
-                path=str(model.path),
-                size_bytes=model.size_bytes,
-                origin=model.origin,
-                active=model.name == active,
-            )
-            for model in self._store
-        ]
+        entries = [_model_entry(model, running) for model in self.known]
+        active = next((entry.id for entry in entries if entry.active), running.name if running else None)
         return messages.Models(schema=SCHEMA_VERSION, device=self._topics.device, active=active, models=entries)
 
-    def _statistics(self, process: ProcessStats) -> messages.Stats:
+    def statistics(self) -> messages.Stats:
+        """Counters now; rates, and facts of the process, of the last interval."""
         return messages.Stats(
             schema=SCHEMA_VERSION,
             device=self._topics.device,
             at=timestamp(time.time_ns()),
-            since=timestamp(self._started_ns),
-            interval_s=self._interval_s,
+            since=timestamp(self._since_ns),
+            interval_s=self.interval_s,
             model=self._slot.active.ref.name if self._slot.active else None,
             cameras={name: self._camera_stats(name, camera) for name, camera in self._cameras.items()},
             stages_ms=self._stats.stages_ms(),
-            outbox=messages.OutboxStats(waiting=len(self._outbox), dropped=self._outbox.dropped),
-            process=process,
+            outbox=self._outbox_stats(),
+            commands=_counts(self._commands()),
+            process=self._process,
+        )
+
+    def _outbox_stats(self) -> messages.OutboxStats:
+        spool = self._outbox.spool
+        dropped = {str(kind): _counts(causes) for kind, causes in self._outbox.dropped().items()}
+        if spool.dropped:
+            dropped["spool"] = _counts(spool.dropped)
+        return messages.OutboxStats(
+            waiting=_counts(self._outbox.waiting()),
+            dropped=dropped,
+            refused=dict(self._link.refused),
+            spool=messages.SpoolStats(len(spool), spool.nbytes, spool.trouble),
         )
 
     def _camera_stats(self, name: str, camera: Camera) -> messages.CameraStats:
         captured, inferred = self._rates[name]
-        done, quality = self._stats.inferred.get(name, 0), camera.quality
+        counts, quality = self._counts(name, camera), camera.quality
+        since_reset = {key: count - self._at_reset.get((name, key), 0) for key, count in counts.items()}
+        drops = {key.partition(".")[2]: count for key, count in since_reset.items() if key.startswith("drops.")}
         hour = quality.last_hour()
         return messages.CameraStats(
-            captured=quality.captured,
-            inferred=done,
-            published=self._link.sent[self._topics.camera(name, "results")],
-            drops=messages.Drops(**{str(cause): count for cause, count in self._frames.drops(name).items()}),
-            skipped=quality.skipped,
+            captured=since_reset["captured"],
+            inferred=since_reset["inferred"],
+            published=since_reset["published"],
+            drops=messages.Drops(**drops),
+            skipped=since_reset["skipped"],
             waiting=self._frames.waiting(name),
-            captured_fps=captured.update(quality.captured),
-            inferred_fps=inferred.update(done),
+            captured_fps=captured.last,
+            inferred_fps=inferred.last,
+            objects=self._stats.objects(name),
             connection=messages.Connection(
                 nominal_fps=quality.nominal_fps,
                 fps_last_hour=hour.fps,
                 jitter_ms=hour.jitter_ms,
                 reconnects_last_hour=hour.reconnects,
                 stalls_last_hour=hour.stalls,
-                reconnects=quality.reconnects,
-                stalls=quality.stalls,
+                reconnects=since_reset["reconnects"],
+                stalls=since_reset["stalls"],
                 threads_left_behind=quality.abandoned,
                 first_frame_ms=quality.first_frame_ms,
                 last_reason=quality.last_reason,
             ),
         )
+
+    def _counts(self, name: str, camera: Camera) -> dict[str, int]:
+        """A camera's counters since it was added, which only grow."""
+        quality = camera.quality
+        return {
+            "captured": quality.captured,
+            "inferred": self._stats.inferred.get(name, 0),
+            "published": self._link.sent[self._topics.camera(name, "results")],
+            "skipped": quality.skipped,
+            "reconnects": quality.reconnects,
+            "stalls": quality.stalls,
+            **{f"drops.{cause}": count for cause, count in self._frames.drops(name).items()},
+        }
+
+
+def _counts(by_cause: Mapping[Any, int]) -> dict[str, int]:
+    return {str(cause): count for cause, count in by_cause.items()}
+
+
+def _model_entry(model: StoredModel, running: ModelRef | None) -> messages.ModelEntry:
+    entry, version = model.entry, model.options.version
+    is_active = running is not None and model.name == running.name
+    if model.is_kept:
+        is_active = is_active and running is not None and version == running.version
+    family, task = (entry.family, entry.task) if entry else (None, None)
+    if running is not None and is_active:
+        family, task = running.family, running.task
+    return messages.ModelEntry(
+        id=model.id,
+        name=model.name,
+        version=version,
+        family=family or model.options.family,
+        task=task,
+        path=str(model.path),
+        size_bytes=model.size_bytes,
+        sha256=entry.sha256 if entry else None,
+        origin=model.origin,
+        active=is_active,
+        measured=entry.measured[0] if entry and entry.measured else None,
+    )

@@ -26,16 +26,22 @@ class Watch:
     missing from before it counts as gone."""
 
     def __init__(self, cameras: Mapping[str, CameraOptions], *, lost_frames: int) -> None:
-        self._cameras = {
-            name: _CameraWatch(_polygons(options), options.lines, lost_frames)
-            for name, options in cameras.items()
-            if options.zones or options.lines
-        }
+        self._lost_frames = lost_frames
+        self._cameras: dict[str, _CameraWatch] = {}
+        for name, options in cameras.items():
+            self.follow(name, options)
 
     def __call__(self, result: Result) -> tuple[Result, Sequence[Event]]:
         """The result with its zones' counts, and what happened since the camera's last one."""
         camera = self._cameras.get(result.frame.camera)
         return camera(result) if camera is not None else (result, ())
+
+    def follow(self, name: str, options: CameraOptions) -> None:
+        """A camera is there, or has other zones and lines."""
+        if options.zones or options.lines:
+            self._cameras[name] = _CameraWatch(_polygons(options), options.lines, self._lost_frames)
+        else:
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         """A camera is gone."""

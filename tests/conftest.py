@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tests.fake_gpu import FakeTensorRt
 
 
+@pytest.fixture(autouse=True, scope="session")
+def state_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the models and engines of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left_behind() -> Iterator[None]:
     """A test that leaves a thread of ours running has a bug, or has found one."""

@@ -30,6 +30,8 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
 DEVICE = "rig"
 
+_MOST_VALIDATED = 20  # of one topic
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -136,6 +138,19 @@ class Probe:
     def __exit__(self, *error: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        if error[0] is None:
+            self.hold_to_the_contract()
+
+    def hold_to_the_contract(self) -> None:
+        """Every kind of message that the agent sent is what docs/asyncapi.yaml says."""
+        from tests import schemas
+
+        seen: dict[str, int] = {}
+        for message in self.heard:
+            seen[message.topic] = seen.get(message.topic, 0) + 1
+            is_ours = message.topic.startswith(f"edge/{DEVICE}/") and not message.topic.endswith("/cmd")
+            if is_ours and seen[message.topic] <= _MOST_VALIDATED:
+                schemas.validate(message)
 
     def publish(self, topic: str, payload: bytes | str, *, retain: bool = False, properties: Any = None) -> None:
         self._client.publish(topic, payload, qos=1, retain=retain, properties=properties).wait_for_publish(5)
@@ -164,9 +179,10 @@ class Probe:
 
     def command(self, name: str, /, *, timeout_s: float = 15.0, **arguments: Any) -> Any:
         """Send a command and return its decoded reply."""
-        command_id = f"{name}-{time.monotonic_ns()}"
+        command_id = f"{name.replace('.', '-')}-{time.monotonic_ns()}"  # RabbitMQ takes a dot for a slash
         self.publish(f"edge/{DEVICE}/cmd", json.dumps({"id": command_id, "command": name, "args": arguments}))
-        return self.wait(f"reply/{command_id}", timeout_s=timeout_s)[0].json()
+        is_last = lambda reply: reply["status"] != "accepted"  # noqa: E731
+        return self.wait(f"reply/{command_id}", is_last, timeout_s=timeout_s)[0].json()
 
     def wait_topic(self, topic: str, *, timeout_s: float = 5.0) -> None:
         """Wait until something was heard on a full topic."""
@@ -197,7 +213,9 @@ def _decoded(payload: bytes) -> Any:
 
 
 class AgentProcess:
-    """`edge-agent run` with a configuration, in a process of its own."""
+    """`edge-agent run` with a configuration, in a process of its own. `command` takes its path."""
+
+    command = (sys.executable, "-m", "edge_agent", "run", "--config")
 
     def __init__(self, folder: Path, config: str, *, environ: dict[str, str] | None = None) -> None:
         self.config = folder / "config.toml"
@@ -205,11 +223,11 @@ class AgentProcess:
         self.log = folder / "agent.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_agent", "run", "--config", str(self.config)],
+                [*self.command, str(self.config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, **(environ or {})},
+                env={**os.environ, "XDG_STATE_HOME": str(folder / "state"), **(environ or {})},
             )
 
     def __enter__(self) -> AgentProcess:

@@ -40,7 +40,7 @@ def test_the_least_configuration_is_one_camera() -> None:
         ({"mqqt": {}}, "mqqt: unknown key; did you mean 'mqtt'?"),
         ({"mqtt": {"port": 0}}, "mqtt.port: expected `int` >= 1; it is 0"),
         ({"mqtt": {"port": "1883"}}, "mqtt.port: expected `int`, got `str`; it is '1883'"),
-        ({"mqtt": {"protocol": "4"}}, "mqtt.protocol: '4' is not one of 5, 3.1.1"),
+        ({"mqtt": {"protocol": "4"}}, "mqtt.protocol: '4' is not one of auto, 5, 3.1.1"),
         ({"mqtt": 3}, "mqtt: expected a table, got a number"),
         ({"cameras": {}}, "cameras: there is none; add a table such as [cameras.front] with its source"),
         ({"cameras": {"a": {}}}, "cameras.a: the key 'source' is missing"),
@@ -94,8 +94,8 @@ def test_paths_are_taken_from_the_files_folder(tmp_path: Path) -> None:
     }
     loaded = parse(raw, folder=tmp_path)
     assert [camera.path for camera in loaded.cameras.values()] == [str(tmp_path / "film.mp4"), "/abs.mp4"]  # type: ignore[attr-defined]
-    assert loaded.models["m"].path == str(tmp_path / "m.onnx")
-    assert [model.labels for model in loaded.models.values()] == [str(tmp_path / "names.txt"), "coco80"]
+    assert loaded.models.entries["m"].path == str(tmp_path / "m.onnx")
+    assert [model.labels for model in loaded.models.entries.values()] == [str(tmp_path / "names.txt"), "coco80"]
 
 
 def test_strings_take_values_from_the_environment() -> None:
@@ -207,7 +207,8 @@ def _structs() -> list[tuple[str, type[msgspec.Struct]]]:
     found = [
         (name, kind) for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     ]
-    found += [("models.yolox-nano", config.ModelOptions)]
+    found = [(name, kind) for name, kind in found if name != "models"]
+    found += [("models", msgspec.defstruct("Own", ["dir"])), ("models.yolox-nano", config.ModelOptions)]
     found += [(f"backends.{name}", plugins.load("backends", name).Options) for name in plugins.names("backends")]
     by_source = {
         "synthetic": "demo",
@@ -235,4 +236,4 @@ def test_the_shipped_file_is_valid_toml_when_its_examples_are_uncommented() -> N
     for name in ("gate", "door"):
         raw["cameras"][name].pop("password_file")
     raw["tracking"]["enabled"] = True  # which lines want
-    assert parse(raw, environ={}).models["yolox-nano"].labels == "coco80"
+    assert parse(raw, environ={}).models.entries["yolox-nano"].labels == "coco80"

@@ -30,6 +30,7 @@ def test_a_result_is_the_documented_message() -> None:
     assert message.topic == "edge/dev/cameras/front/results"
     assert json.loads(message.payload) == {
         "schema": 1,
+        "id": message.id,
         "device": "dev",
         "camera": "front",
         "seq": 7,

@@ -247,7 +247,7 @@ def test_without_memory_for_all_slots_there_are_fewer_and_for_none_a_refusal(
     plan = tmp_path / "demo.engine"  # no ONNX file by its name, and so run as it is
     plan.write_bytes(MODEL.read_bytes())
     stored = StoredModel("mine", "config", ModelOptions(path=str(plan)), None)
-    with pytest.raises(ModelError, match=r"^mine: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
+    with pytest.raises(ModelError, match=r"^mine: no memory for it: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
         open_model(stored, backend="tensorrt", backends={}, inference=InferenceOptions())
 
 

@@ -124,11 +124,11 @@ def test_an_unnamed_exception_in_a_task_exits_1_with_one_traceback(
 
 
 def test_an_engine_that_fails_in_use_exits_1_with_a_sentence(tmp_path: Path, broker: Broker, probe: Probe) -> None:
-    body = f'{CAMERA}[inference]\nbackend = "fake"\n[backends.fake]\nfail_after = 10\n'
+    body = f'{CAMERA}[inference]\nbackend = "fake"\n[backends.fake]\nfail_after = 40\n'
     with AgentProcess(tmp_path, config(broker.port, body)) as agent:
         assert agent.process.wait(20) == 1
         probe.wait("available", lambda text: text == "offline")
-    assert "error: the fake engine fails after 10 batches, as told" in agent.text().splitlines()
+    assert "error: the fake engine fails after 40 batches, as told" in agent.text().splitlines()
 
 
 def test_systemd_is_told_ready_and_stopping(tmp_path: Path, broker: Broker, probe: Probe) -> None:

@@ -14,17 +14,20 @@ _PARAMETERS = {
     "device": "`[agent] device`, or made from host name and machine id",
     "camera": "the camera's name in the configuration",
     "id": "the command's id",
+    "group": "a group of devices, by mqtt.groups of each",
 }
 
 
 def asyncapi() -> dict[str, Any]:
     """The MQTT interface as an AsyncAPI 3.0 document."""
     contract = messages.contract()
-    _, schemas = msgspec.json.schema_components(list(contract.values()), ref_template="#/components/schemas/{name}")
+    kinds = [*contract.values(), messages.Command, messages.SignedCommand, messages.Changed]
+    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     _, arguments = msgspec.json.schema_components(
-        list(commands.registered().values()), ref_template="#/components/schemas/{name}"
+        [entry.arguments for entry in commands.registered().values()], ref_template="#/components/schemas/{name}"
     )
     channels = {_channel_name(leaf): _channel(leaf, kind.__name__) for leaf, kind in contract.items()}
+    channels |= {name: _commanded(address) for name, address in messages.commanded().items()}
     channels["available"] = _plain("available", "text/plain", {"type": "string", "enum": ["online", "offline"]})
     channels["snapshot"] = _plain("cameras/{camera}/snapshot", "image/jpeg", {"type": "string", "format": "binary"})
     return {
@@ -40,7 +43,12 @@ def asyncapi() -> dict[str, Any]:
         "operations": {name: _operation(name) for name in channels},
         "components": {"schemas": {name: _one_line(schema) for name, schema in {**schemas, **arguments}.items()}},
         "x-commands": {
-            name: {"args": f"#/components/schemas/{kind.__name__}"} for name, kind in commands.registered().items()
+            name: {
+                "description": told["description"],
+                "long": told["is_long"],
+                "args": f"#/components/schemas/{commands.registered()[name].arguments.__name__}",
+            }
+            for name, told in commands.described().items()
         },
     }
 
@@ -54,7 +62,9 @@ def _channel_name(leaf: str) -> str:
     return {
         "cameras/{camera}/status": "cameraStatus",
         "cameras/{camera}/results": "results",
+        "cameras/{camera}/events": "events",
         "reply/{id}": "reply",
+        "jobs/{id}": "jobs",
     }.get(leaf, leaf)
 
 
@@ -63,8 +73,14 @@ def _channel(leaf: str, schema: str) -> dict[str, Any]:
     return {
         **_address(leaf),
         "messages": {schema: {"payload": payload}},
-        "bindings": {"mqtt": {"retain": leaf in _RETAINED}} if leaf != "cmd" else {},
+        "bindings": {"mqtt": {"retain": leaf in _RETAINED}},
     }
+
+
+def _commanded(address: str) -> dict[str, Any]:
+    kinds = (messages.Command, messages.SignedCommand)
+    told = {kind.__name__: {"payload": {"$ref": f"#/components/schemas/{kind.__name__}"}} for kind in kinds}
+    return {**_parameters(address), "messages": told}
 
 
 def _plain(leaf: str, content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -72,10 +88,16 @@ def _plain(leaf: str, content_type: str, schema: dict[str, Any]) -> dict[str, An
 
 
 def _address(leaf: str) -> dict[str, Any]:
-    address = f"{{prefix}}/{{device}}/{leaf}"
+    return _parameters(f"{{prefix}}/{{device}}/{leaf}")
+
+
+def _parameters(address: str) -> dict[str, Any]:
     used = {name: {"description": text} for name, text in _PARAMETERS.items() if f"{{{name}}}" in address}
     return {"address": address, "parameters": used}
 
 
 def _operation(channel: str) -> dict[str, Any]:
-    return {"action": "receive" if channel == "cmd" else "send", "channel": {"$ref": f"#/channels/{channel}"}}
+    return {
+        "action": "receive" if channel in messages.commanded() else "send",
+        "channel": {"$ref": f"#/channels/{channel}"},
+    }
