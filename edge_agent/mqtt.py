@@ -9,10 +9,12 @@ import asyncio
 import hashlib
 import math
 import os
+import socket
 import ssl
+import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +44,11 @@ _MOST_BACKOFF_S = 60.0
 _CALL_TIMEOUT_S = 5.0
 _MAX_BREAKS = 3
 _AT_ONCE_S = 2.0
+_LAST_WORD_S = 1.0
 _TRUSTED_AFTER = 50
 _DRAINED_AT_ONCE = 50
+_UNSPECIFIED = 0x80
+"""What paho says of a connection that ended without a word."""
 _UNSUPPORTED_VERSION = (1, 0x84)
 """What CONNACK says to a version that a broker does not speak: MQTT 3.1.1, and 5."""
 
@@ -88,6 +93,7 @@ class Link:
         self._on_connect = on_connect
         self._client: _Client | None = None
         self._version: Version = "3.1.1" if options.embedded or options.protocol == "3.1.1" else "5"
+        self._speaks_5 = self._is_guess = False
         self._suspects = Suspects()
         self._under_way: set[asyncio.Future[None]] = set()
         self._in_flight: dict[int, tuple[Message, float]] = {}
@@ -123,6 +129,7 @@ class Link:
                 async with self._connected() as client:
                     connected = True
                     self.connects += 1
+                    self._speaks_5 = self._speaks_5 or self._version == "5"
                     self.error = None
                     delays = backoff(most_s=_MOST_BACKOFF_S)
                     log.info("mqtt.connected", broker=_address(self._options), protocol=self._version)
@@ -145,12 +152,13 @@ class Link:
         """Whether the broker may want MQTT 3.1.1, and may have it: it says so, or hangs up on 5 without a word."""
         if self._options.protocol != "auto" or self._options.embedded:
             return False
-        if self._version == "5" and (_code(error) in _UNSUPPORTED_VERSION or isinstance(error, HungUp)):
+        is_guess = isinstance(error, HungUp) and not self._speaks_5
+        if self._version == "5" and (_code(error) in _UNSUPPORTED_VERSION or is_guess):
             log.info("mqtt.older_protocol", reason=self.error, protocol="3.1.1")
-            self._version = "3.1.1"
+            self._version, self._is_guess = "3.1.1", is_guess
             return True
-        if isinstance(error, HungUp):  # it was not that
-            self._version = "5"
+        if self._is_guess:  # who hung up may have had other reasons: 5 comes first at each connect
+            self._version, self._is_guess = "5", False
         return False
 
     async def _flush_regularly(self) -> None:
@@ -185,14 +193,19 @@ class Link:
             raise
         finally:
             self._client = None
-            tasks += self._under_way
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._outbox.disconnected()
-            # Leaving in order sends DISCONNECT, and the broker then keeps the will to itself.
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2.0), suppress(aiomqtt.MqttError):
-                await self._publish(client, availability(self._topics, "offline"))
+            with anyio.CancelScope(shield=True):
+                await _cancelled(tasks)  # nothing more is sent, and what was to be sent last has begun
+                await _cancelled(self._under_way)
+                self._outbox.disconnected()
+                await self._leave(client)
+
+    async def _leave(self, client: _Client) -> None:
+        """Say `offline`: an end in order sends DISCONNECT, and the broker then keeps the will to itself. Where it does
+        not confirm that, the connection is dropped, for the will."""
+        with anyio.move_on_after(_LAST_WORD_S), suppress(aiomqtt.MqttError):
+            await self._publish(client, availability(self._topics, "offline"))
+            return
+        client.abandon()
 
     async def _receive(self, client: _Client) -> None:
         async for message in client.messages:
@@ -216,9 +229,7 @@ class Link:
             if not is_surely:
                 await self._deliver(client, message)
                 continue
-            task = asyncio.ensure_future(self._deliver(client, message))
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
+            self._begin(client, message)
         if self._under_way:
             await asyncio.wait(self._under_way)
 
@@ -245,16 +256,26 @@ class Link:
         """What an outage has left in the spool, the oldest first, no faster than it may, and behind what is live."""
         pause_s = 1.0 / self._spool.drain_per_s
         while True:
-            for message in await self._spooling.call(self._outbox.left_behind, _DRAINED_AT_ONCE):
-                while len(self._outbox) > self._options.max_pending or self._must_wait:  # noqa: ASYNC110  it is emptied by many
+            some = await self._spooling.call(self._outbox.left_behind, _DRAINED_AT_ONCE)
+            for message in some:
+                while self._must_wait:  # noqa: ASYNC110  many things end that
                     await anyio.sleep(pause_s)
-                await self._deliver(client, message, qos=max(1, self._qos(message)))
+                self._begin(client, message, qos=max(1, self._qos(message)))
                 await anyio.sleep(pause_s)
-            await anyio.sleep(max(pause_s, self._spool.fsync_interval_s))
+            if len(some) < _DRAINED_AT_ONCE:
+                await anyio.sleep(max(pause_s, self._spool.fsync_interval_s))
 
     @property
     def _must_wait(self) -> bool:
-        return self._suspects.is_careful and bool(self._in_flight)
+        """Whether what is live comes before more of the spool, or as much is on its way as may be."""
+        most = 0 if self._suspects.is_careful else self._options.max_pending
+        return len(self._outbox) > self._options.max_pending or len(self._in_flight) > most
+
+    def _begin(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+        """Send what the broker has to confirm; how that ended is looked at when it has."""
+        task = asyncio.ensure_future(self._deliver(client, message, qos=qos))
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
 
     async def _deliver(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
         self._in_flight[id(message)] = message, time.monotonic()
@@ -347,6 +368,9 @@ class Link:
                 await stack.enter_async_context(client)
             except ValueError as error:  # a host name with an empty or over-long part
                 raise aiomqtt.MqttError(f"{options.host!r} cannot be a broker's address: {error}") from error
+            except BaseException:
+                client.abandon()
+                raise
             yield client
 
 
@@ -411,6 +435,16 @@ class _Client(aiomqtt.Client):
         if level == LogLevel.MQTT_LOG_ERR:
             self._complaint = text.removeprefix("failed to receive on socket: ")
 
+    def abandon(self) -> None:
+        """Drop the connection, with what it was still to send. aiomqtt leaves that of a connect that failed open: once
+        the broker wakes up, it would take the session over from the one that works."""
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._client._sock_close()
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
+
     def _on_disconnect(self, *arguments: Any) -> None:
         if not self._connected.done():
             self._connected.set_exception(HungUp(self._complaint or "the broker hung up before it answered"))
@@ -422,6 +456,14 @@ class _Client(aiomqtt.Client):
         if _is_refusal(reason_code):
             self.on_refusal(topic, str(reason_code))
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+async def _cancelled(tasks: Collection[asyncio.Future[None]]) -> None:
+    """Cancel them, and wait until they have ended."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 class HungUp(aiomqtt.MqttError):
@@ -508,6 +550,8 @@ def _code(error: aiomqtt.MqttError) -> int | None:
 
 
 _HINTS: Mapping[str, str] = {
+    "connection was lost": "the broker ended, or the way to it broke, or another client has the same client id",
+    "operation timed out": f"the broker did not answer for {_CALL_TIMEOUT_S:g} s; it hangs, or nothing gets through",
     "not authori": "the broker knows nobody of this name, or its ACL denies it; check mqtt.username and mqtt.password",
     "bad user name": "check mqtt.username and mqtt.password",
     "bad username": "check mqtt.username and mqtt.password",
@@ -537,7 +581,9 @@ def _explain(error: aiomqtt.MqttError, options: MqttOptions) -> str:
     """The broker's reason in a sentence, with what to do where we know it."""
     cause = error.__cause__ or error.__context__
     text = str(error)
-    if isinstance(cause, OSError) and str(cause) not in text:
+    if isinstance(cause, aiomqtt.MqttCodeError) and _code(cause) == _UNSPECIFIED:
+        text = "the connection was lost"
+    elif isinstance(cause, (OSError, aiomqtt.MqttCodeError)) and str(cause) not in text:
         text = f"{text}: {cause}"
     hint = next((hint for sign, hint in _HINTS.items() if sign in text.lower()), None) or _guess(error, text, options)
     return f"{text}: {hint}" if hint else text
@@ -555,5 +601,6 @@ def _guess(error: aiomqtt.MqttError, text: str, options: MqttOptions) -> str | N
         return "there may be no TLS on this port; try another mqtt.port, or tls = false"
     if isinstance(error, HungUp):
         wants_tls = "" if options.tls else ", or whether it wants TLS (mqtt.tls)"
-        return f"check whether it speaks MQTT {options.protocol} (mqtt.protocol){wants_tls}"
+        version = "5 or 3.1.1" if options.protocol == "auto" else options.protocol
+        return f"check whether it speaks MQTT {version} (mqtt.protocol){wants_tls}"
     return None

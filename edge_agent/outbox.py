@@ -44,6 +44,7 @@ class Outbox:
             "results": deque(maxlen=max_results),
         }
         self._going: set[str] = set()
+        self._sessions = 0
         self._dropped: Counter[tuple[MessageClass, DropCause]] = Counter()
         self._waiter: asyncio.Future[None] | None = None
         self._closed = asyncio.Event()
@@ -125,6 +126,7 @@ class Outbox:
                 self._lines["results"].clear()
             self._lines["events"].clear()
             self._going.clear()
+            self._sessions += 1
 
     async def next(self) -> Message | None:
         """The next message to send, or None once the outbox is closed and empty."""
@@ -140,9 +142,11 @@ class Outbox:
     def left_behind(self, count: int) -> Sequence[Message]:
         """The oldest messages of the spool that are not on their way; they are from now on. Blocks."""
         with self._lock:
-            going = set(self._going)
+            going, session = set(self._going), self._sessions
         found = self.spool.oldest(count, but=going)
         with self._lock:
+            if session != self._sessions:  # it ended meanwhile: nobody sends them
+                return ()
             late = [message for message in found if message.id not in self._going]  # others were sent meanwhile
             self._going.update(message.id for message in late if message.id is not None)
         return late

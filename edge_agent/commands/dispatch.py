@@ -79,7 +79,7 @@ class Dispatcher:
         began = time.monotonic()
         command_id = messages.command_id(inbound.payload)
         if inbound.retain:  # whatever its id, it is not that command
-            await self._finish(inbound, began, command_id)
+            self._reply(inbound, await self._finish(inbound, began, command_id), command_id)
             return
         if command_id is not None and self._signatures.is_ours(inbound.payload):
             if command_id in self._seen:  # it runs, and its one reply will come
@@ -96,20 +96,19 @@ class Dispatcher:
             reply = await self._finish(inbound, began, command_id)
             if command_id in self._begun:
                 await self._keeping.call(self._ledger.end, command_id, reply)
+            self._reply(inbound, reply, command_id)  # once it is kept: after a kill it must be the same
         finally:
             if command_id is not None:
                 self._seen.discard(command_id)
                 self._begun.discard(command_id)
 
     async def _finish(self, inbound: Inbound, began: float, command_id: str | None) -> bytes:
-        """Carry it out and say what came of it; the reply."""
+        """Carry it out; the reply that says what came of it."""
         outcome = await self._outcome(inbound)
         duration_ms = round((time.monotonic() - began) * 1e3, 1)
         reply = Reply(device=self._services.topics.device, id=command_id, duration_ms=duration_ms, **outcome)
         self.counts[reply.status if reply.status == "ok" else str(reply.code)] += 1
-        encoded = messages.encode(reply)
-        self._reply(inbound, encoded, command_id)
-        return encoded
+        return messages.encode(reply)
 
     async def _outcome(self, inbound: Inbound) -> dict[str, Any]:
         """The last reply's `status` and what belongs to it."""
