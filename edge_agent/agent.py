@@ -367,6 +367,8 @@ class Agent:
         if before.policy != now.policy:
             self._governor.change(now.policy)
         self._reports.interval_s = now.stats.interval_s
+        if before.homeassistant.enabled and not now.homeassistant.enabled:
+            self._presence.leave()
         fixed = [name for name in changed if name not in _LIVE]
         if _but_for_tuning(before.inference) != _but_for_tuning(now.inference):
             fixed.append("inference")

@@ -59,6 +59,11 @@ class Presence:
             self._cameras, self._models = list(cameras), list(models)
             self._tell(self._last)
 
+    def leave(self) -> None:
+        """The device goes from Home Assistant, with all its entities."""
+        self._publish(removal(topics=self._topics, options=self._options))
+        self._options = HomeAssistantOptions(enabled=False)
+
     def hear(self, topic: str, payload: bytes, *, is_retained: bool) -> bool:
         """Whether a message was for this."""
         if topic not in self.listens:

@@ -385,10 +385,10 @@ def test_home_assistant_is_told_what_there_is_and_what_is_gone(tmp_path: Path, b
     topic = f"homeassistant/device/edge_{DEVICE}/config"
 
     def told() -> list[dict[str, Any]]:
-        return [json.loads(message.payload) for message in list(probe.heard) if message.topic == topic]
+        return [json.loads(one.payload) for one in list(probe.heard) if one.topic == topic and one.payload]
 
     body = CAMERA + '[cameras.b]\nsource = "synthetic"\n[homeassistant]\nenabled = true\n'
-    with AgentProcess(tmp_path, config(broker.port, body)):
+    with AgentProcess(tmp_path, config(broker.port, body)) as agent:
         wait_until(lambda: told() and "camera_b_connection" in json.dumps(told()[-1]))
         models = wait_until(lambda: [one for one in told() if "demo-160" in json.dumps(one)])[-1]
         count = len(told())
@@ -398,6 +398,9 @@ def test_home_assistant_is_told_what_there_is_and_what_is_gone(tmp_path: Path, b
         gone = wait_until(lambda: [one for one in told() if {"p": "binary_sensor"} in one["cmps"].values()])[-1]
         [select] = [one for one in models["cmps"].values() if one["p"] == "select"]
         command = select["command_template"]
+        agent.config.write_text(agent.config.read_text().replace("enabled = true", "enabled = false"))
+        assert probe.command("agent.reload")["status"] == "ok"
+        wait_until(lambda: [one for one in probe.heard if one.topic == topic][-1].payload == b"")
     assert select["options"] >= ["demo-160"]
     assert "model.activate" in command
     assert all("unique_id" in one for one in gone["cmps"].values() if len(one) > 1)
