@@ -148,11 +148,13 @@ def test_a_changed_onnx_file_is_another_model(options: TensorRtOptions, networks
 
 
 def test_weights_beside_the_file_are_part_of_the_model(options: TensorRtOptions, networks: Any, tmp_path: Path) -> None:
-    onnx = networks.head(tmp_path / "a.onnx")
-    keys = [engines(options).key(entry("a", onnx), INFERENCE).onnx_sha256]
-    for content in (b"weights", b"other weights"):
-        onnx.with_name("a.onnx.data").write_bytes(content)
-        keys.append(engines(options).key(entry("a", onnx), INFERENCE).onnx_sha256)
+    onnx = pytest.importorskip("onnx", reason="not installed: pip install 'edge-agent[convert]'")
+    path, whole = tmp_path / "a.onnx", networks.head(tmp_path / "whole.onnx")
+    onnx.save(onnx.load(str(whole)), str(path), save_as_external_data=True, location="a.weights", size_threshold=0)
+    keys = [engines(options).key(entry("a", onnx_file), INFERENCE).onnx_sha256 for onnx_file in (whole, path)]
+    weights = path.with_name("a.weights")
+    weights.write_bytes(bytes(weights.stat().st_size))
+    keys.append(engines(options).key(entry("a", path), INFERENCE).onnx_sha256)
     assert len(set(keys)) == 3
 
 
@@ -247,7 +249,7 @@ def test_what_tensorrt_cannot_take_is_told_by_node_and_operator(
 
 def test_what_is_no_onnx_file_is_refused_in_a_sentence(options: TensorRtOptions, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(ModelError, match=r"^x: onnxruntime cannot load .*x\.onnx"):
+    with pytest.raises(ModelError, match=r"x\.onnx is no ONNX file"):
         engines(options).get(entry("x", tmp_path / "x.onnx"), INFERENCE)
 
 
@@ -349,7 +351,7 @@ def _runs(pid: str) -> bool:
 
 def test_a_folder_that_cannot_be_written_is_named(options: TensorRtOptions, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ModelError, match=r"demo-320: the engine cannot be kept: .*file"):
+    with pytest.raises(ModelError, match=r"file/demo-320: Not a directory"):
         engines(options, engines=str(tmp_path / "file")).get(DEMO, INFERENCE)
 
 

@@ -78,29 +78,26 @@ class Dispatcher:
     async def _answer(self, inbound: Inbound) -> None:
         began = time.monotonic()
         command_id = messages.command_id(inbound.payload)
-        if inbound.retain:  # whatever its id, it is not that command
+        if inbound.retain or command_id is None or not self._signatures.is_ours(inbound.payload):
+            # Whatever its id, it is not the command of that id, and will be refused.
             self._reply(inbound, await self._finish(inbound, began, command_id), command_id)
             return
-        if command_id is not None and self._signatures.is_ours(inbound.payload):
-            if command_id in self._seen:  # it runs, and its one reply will come
-                self.counts["repeated"] += 1
-                log.info("command.repeated", id=command_id)
-                return
+        if command_id in self._seen:  # it runs, and its one reply will come
+            self.counts["repeated"] += 1
+            log.info("command.repeated", id=command_id)
+            return
+        self._seen.add(command_id)
+        try:
             if (earlier := await self._keeping.call(self._ledger.find, command_id)) is not None:
                 self._reply(inbound, earlier, command_id)
                 return
-            if command_id in self._seen:
-                return
-            self._seen.add(command_id)
-        try:
             reply = await self._finish(inbound, began, command_id)
             if command_id in self._begun:
                 await self._keeping.call(self._ledger.end, command_id, reply)
             self._reply(inbound, reply, command_id)  # once it is kept: after a kill it must be the same
         finally:
-            if command_id is not None:
-                self._seen.discard(command_id)
-                self._begun.discard(command_id)
+            self._seen.discard(command_id)
+            self._begun.discard(command_id)
 
     async def _finish(self, inbound: Inbound, began: float, command_id: str | None) -> bytes:
         """Carry it out; the reply that says what came of it."""

@@ -328,9 +328,19 @@ def test_where_a_key_is_configured_only_its_owner_commands(tmp_path: Path, broke
         for payload in attempts.values():
             probe.publish(f"edge/{DEVICE}/cmd", payload)
         replies = {name: probe.wait(f"reply/{name}")[0].json() for name in attempts}
+        work = {"name": "demo-160", "seconds": 1.5, "inferences": 100_000}
+        long = signed({**good, "id": "long", "command": "model.benchmark", "args": work})
+        probe.publish(f"edge/{DEVICE}/cmd", long)
+        probe.wait("reply/long", lambda reply: reply["status"] == "accepted")
+        probe.publish(f"edge/{DEVICE}/cmd", json.dumps({"id": "long", "command": "agent.info"}))
+        probe.wait("reply/long", lambda reply: reply.get("code") == "unsigned")
+        done = probe.wait("reply/long", lambda reply: reply["status"] == "ok")[0].payload
+        probe.publish(f"edge/{DEVICE}/cmd", long)
+        again = probe.wait("reply/long", lambda reply: reply["status"] == "ok", n=2)[-1].payload
         edgectl = [sys.executable, "-c", "from edgectl.app import main; main()", "cmd", "agent.info"]
         with_key = subprocess.run([*edgectl, "--key", key], cwd=tmp_path, capture_output=True, text=True, check=False)
         without = subprocess.run(edgectl, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again == done, "whoever takes its id does not take its reply"
     assert json.loads(with_key.stdout)["device"] == DEVICE
     assert (without.returncode, "unsigned" in without.stderr) == (1, True)
     assert {name: reply.get("code", "ok") for name, reply in replies.items()} == {
