@@ -237,7 +237,7 @@ class RegistryFile:
 
     def kept(self) -> Iterator[Entry]:
         """The entries as they stand in the models' own folders, from when they came."""
-        for path in self._folder.glob("*/*/entry.json"):
+        for path in _entry_files(self._folder):
             try:
                 entry = msgspec.json.decode(path.read_bytes(), type=Entry)
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -253,6 +253,20 @@ class RegistryFile:
 
 def _text(registry: Registry) -> bytes:
     return msgspec.json.format(msgspec.json.encode(registry), indent=1)
+
+
+def _entry_files(folder: Path) -> Iterator[Path]:
+    """Of all models in the store; not of those on their way in, whose folders come and go (and a glob would trip)."""
+    for name in _listed(folder):
+        if not name.startswith("."):
+            yield from (folder / name / version / "entry.json" for version in _listed(folder / name))
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
 
 
 def facts_told(facts: ModelFacts) -> tuple[list[TensorFacts], list[TensorFacts]]:
