@@ -530,7 +530,7 @@ def test_a_command_has_one_reply_though_the_agent_is_killed_over_it(tmp_path: Pa
         answers: dict[str, set[bytes]] = {}
         for number in range(3):
             with Noted(tmp_path, text) as agent:
-                wait_until(lambda agent=agent: agent.events("mqtt.connected"), timeout_s=20)
+                wait_until(lambda agent=agent: agent.events("agent.running"), timeout_s=20)
                 for key in answers:
                     probe.publish(f"edge/{DEVICE}/cmd", info(key))
                 probe.publish(f"edge/{DEVICE}/cmd", info(f"k-{number}"))
@@ -539,7 +539,7 @@ def test_a_command_has_one_reply_though_the_agent_is_killed_over_it(tmp_path: Pa
                 agent.process.wait()
             answers[f"k-{number}"] = set()
         with Noted(tmp_path, text) as agent:
-            wait_until(lambda: agent.events("mqtt.connected"), timeout_s=20)
+            wait_until(lambda: agent.events("agent.running"), timeout_s=20)
             for key in answers:
                 probe.publish(f"edge/{DEVICE}/cmd", info(key))
                 probe.wait(f"reply/{key}", n=2)
