@@ -494,7 +494,7 @@ def client_id(options: MqttOptions, topics: Topics) -> str:
     return f"edge-agent-{topics.device}-{mark}"
 
 
-def check(options: MqttOptions, environ: Mapping[str, str] = os.environ) -> None:
+def check(options: MqttOptions) -> None:
     """Raises `ConfigError` where files that the link needs are missing or make no sense."""
     try:
         _tls(options)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,19 @@ def test_a_probation_ends_by_frames_by_time_and_by_slowness() -> None:
     assert probation.failure.code == "model_too_slow"
 
 
+async def a_second(line: Line, governor: Governor, now: list[float], latency_ms: float) -> None:
+    """Ten inferences that took so long, by a clock in `now`, and a look of the governor."""
+    for _ in range(10):
+        now[0] += 0.1
+        governor.record(latency_ms)
+    step = asyncio.ensure_future(governor.step())
+    while not step.done():
+        if line.slot.state == "probation":
+            await line.feed(1)
+        await asyncio.sleep(0.001)
+    await step
+
+
 def test_the_governor_steps_down_and_up_again_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own clock; the models' latencies are what the test says they are."""
     now = [1000.0]
@@ -310,16 +324,7 @@ def test_the_governor_steps_down_and_up_again_and_says_why(tmp_path: Path, monke
                 clock=lambda: now[0],
             )
 
-            async def second(latency_ms: float) -> None:
-                for _ in range(10):
-                    now[0] += 0.1
-                    governor.record(latency_ms)
-                step = asyncio.ensure_future(governor.step())
-                while not step.done():
-                    if line.slot.state == "probation":
-                        await line.feed(1)
-                    await asyncio.sleep(0.001)
-                await step
+            second = partial(a_second, line, governor, now)
 
             await line.slot.activate(Wanted("demo-320"))
             await second(10)
@@ -495,16 +500,7 @@ def test_other_rules_leave_the_ladder_on_its_rung(tmp_path: Path) -> None:
                 clock=lambda: now[0],
             )
 
-            async def second(latency_ms: float) -> None:
-                for _ in range(10):
-                    now[0] += 0.1
-                    governor.record(latency_ms)
-                step = asyncio.ensure_future(governor.step())
-                while not step.done():
-                    if line.slot.state == "probation":
-                        await line.feed(1)
-                    await asyncio.sleep(0.001)
-                await step
+            second = partial(a_second, line, governor, now)
 
             await line.slot.activate(Wanted("demo-320"))
             for _ in range(20):
