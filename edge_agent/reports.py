@@ -12,6 +12,8 @@ import structlog
 from edge_agent import __version__, messages
 from edge_agent.camera import Camera
 from edge_agent.data import Message, ModelRef
+from edge_agent.health import CameraFacts, health
+from edge_agent.health import Facts as HealthFacts
 from edge_agent.messages import SCHEMA_VERSION, AgentState, ProcessStats, Topics, timestamp
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.store import StoredModel
@@ -19,8 +21,7 @@ from edge_agent.mqtt import Link
 from edge_agent.outbox import Outbox
 from edge_agent.prometheus import Facts
 from edge_agent.queue import FrameQueue
-from edge_agent.stats import CameraFacts, LineStats, Rate, health
-from edge_agent.stats import Facts as HealthFacts
+from edge_agent.stats import LineStats, Rate
 
 log = structlog.get_logger()
 

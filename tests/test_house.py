@@ -12,11 +12,12 @@ from pathlib import Path
 import generate_docs
 import pytest
 
-from edge_agent import stats
+from edge_agent import health
 from edge_agent._compat import errors_unwrapped
 from edge_agent.backoff import backoff
+from edge_agent.health import CameraFacts, Facts
 from edge_agent.messages import Check
-from edge_agent.stats import CameraFacts, Facts, Rate
+from edge_agent.stats import Rate
 from edge_agent.threads import OwnerThread, in_thread
 from tests import schemas
 from tests.rigs import ROOT, need_program
@@ -148,7 +149,7 @@ def facts(**changes: object) -> Facts:
 def test_health_is_the_worst_of_its_checks_with_the_fact_behind(
     changes: dict[str, object], state: str, name: str, fact: str
 ) -> None:
-    overall, checks = stats.health(facts(**changes), max_result_age_s=5)
+    overall, checks = health.health(facts(**changes), max_result_age_s=5)
     assert overall == state
     assert checks[name] == Check(state, fact)  # type: ignore[arg-type]
 
