@@ -172,8 +172,11 @@ class Event:
 
     def ms_since(self, earlier: Event) -> float:
         """Milliseconds from an earlier mark to this one; both have been reached."""
-        elapsed: float = _call(_driver().cuEventElapsedTime, earlier._handle, self._handle)
-        return elapsed
+        function = _driver().cuEventElapsedTime
+        error, elapsed = function(earlier._handle, self._handle)
+        if error:
+            raise _error(function.__name__, error)
+        return float(elapsed)
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
@@ -212,8 +215,10 @@ class Graph:
     def redirect(self, upload: Any, gpu: Gpu, *, device: int, host: int, nbytes: int) -> None:
         """Let a copy bring other bytes, from the next launch on."""
         node, copy = upload
-        copy.srcHost, copy.dstDevice = host, device
-        copy.WidthInBytes = copy.srcPitch = copy.dstPitch = nbytes
+        copy.srcHost = host
+        if copy.WidthInBytes != nbytes or int(copy.dstDevice) != device:
+            copy.dstDevice = device
+            copy.WidthInBytes = copy.srcPitch = copy.dstPitch = nbytes
         _call(_driver().cuGraphExecMemcpyNodeSetParams, self._executable, node, copy, gpu.context)
 
     def launch(self, stream: Stream) -> None:

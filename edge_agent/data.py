@@ -97,7 +97,7 @@ class Reduction:
 class Candidates:
     """What a `Reduction` leaves of one picture, in the order of the cells: cells: [K] int64;
     boxes: [K, 4] float32 as the head has them; scores: [K] float32; class_ids: [K] int64;
-    extras: [K, E] float32, of heads that have some. Owned, no views."""
+    extras: [K, E] float32, of heads that have some. Views, where an engine reduced: valid as long as its tensors."""
 
     cells: NDArray[np.int64]
     boxes: NDArray[np.float32]

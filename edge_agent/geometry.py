@@ -57,12 +57,14 @@ class Placement:
 
     def to_source(self, points: NDArray[np.float32], *, inside: bool = True) -> NDArray[np.float32]:
         """Points [..., 2] (or boxes [..., 4]) from input pixels to source pixels, kept `inside` the picture."""
-        size = points.shape[-1]
-        moved: NDArray[np.float32] = points - self._offset[:size]
-        moved /= self._scale[:size]
+        offset, scale, bounds = self._offset, self._scale, self._bounds
+        if points.shape[-1] == 2:
+            offset, scale, bounds = offset[:2], scale[:2], bounds[:2]
+        moved: NDArray[np.float32] = points - offset
+        moved /= scale
         if inside:
             np.maximum(moved, 0, out=moved)
-            np.minimum(moved, self._bounds[:size], out=moved)
+            np.minimum(moved, bounds, out=moved)
         return moved
 
 

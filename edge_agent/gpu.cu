@@ -107,12 +107,12 @@ struct Head {
     int most;  // candidates of a picture at most
 };
 
-// A cell that is worth a look, as `gpu.py` reads it.
-struct Candidate {
-    int cell, class_id;
-    float score;
-    float box[4];
-    int unused;
+// The cells of each picture that are worth a look, `most` places a picture, in the host's memory.
+struct Candidates {
+    long long* cells;
+    long long* class_ids;
+    float* scores;
+    float* boxes;
 };
 
 // Orders scores as unsigned numbers do, and equal scores by their cells, the first one highest.
@@ -157,11 +157,12 @@ extern "C" __global__ void score_cells_float16(const half_bits* heads, Head head
     score_cells(heads, head, found, ranks, class_ids);
 }
 
-// One block a picture: writes what was found, or the `most` best of it, into the host's memory. The least rank
-// that still counts is found digit by digit, eight bits at a time, from the highest down.
+// One block a picture: writes what was found, or the `most` best of it, into the host's memory, in the order of the
+// cells. The least rank that still counts is found digit by digit, eight bits at a time, from the highest down; the
+// place of a survivor is the number of survivors in cells before its own. `survivors` holds 2 * most numbers a picture.
 template <typename T>
 __device__ __forceinline__ void gather(const T* heads, const Head& head, const unsigned* found, const uint64* ranks,
-                                       const int* class_ids, unsigned* counts, Candidate* candidates) {
+                                       const int* class_ids, unsigned* survivors, unsigned* counts, const Candidates& out) {
     __shared__ unsigned histogram[256];
     __shared__ uint64 least;
     __shared__ unsigned wanted, taken;
@@ -191,30 +192,37 @@ __device__ __forceinline__ void gather(const T* heads, const Head& head, const u
             __syncthreads();
         }
     }
-    const T* values = heads + (uint64)picture * head.cells * head.rows;
-    candidates += (uint64)picture * most;
-    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
-        if (ranks[i] < least) continue;
-        int cell = (int)(0xffffffffu - (unsigned)ranks[i]);
-        unsigned bits = (unsigned)(ranks[i] >> 32);
-        bits ^= (bits >> 31) ? 0x80000000u : 0xffffffffu;
-        Candidate candidate;
-        candidate.cell = cell;
-        candidate.class_id = class_ids[cell];
-        candidate.score = float_of(bits);
-        for (int row = 0; row < 4; row++)
-            candidate.box[row] = to_float(values[(uint64)row * head.row_step + (uint64)cell * head.cell_step]);
-        candidate.unused = 0;
-        candidates[atomicAdd(&taken, 1u)] = candidate;
+    unsigned* unordered = survivors + (uint64)picture * 2 * most;
+    unsigned* ordered = unordered + most;
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x)
+        if (ranks[i] >= least) unordered[atomicAdd(&taken, 1u)] = i;
+    __syncthreads();
+    unsigned kept = taken;
+    for (unsigned i = threadIdx.x; i < kept; i += blockDim.x) {
+        unsigned cell = (unsigned)ranks[unordered[i]], place = 0;  // the first cell has the highest number
+        for (unsigned j = 0; j < kept; j++) place += (unsigned)ranks[unordered[j]] > cell;
+        ordered[place] = unordered[i];
     }
-    if (threadIdx.x == 0) counts[picture] = count < most ? count : most;
+    __syncthreads();
+    const T* values = heads + (uint64)picture * head.cells * head.rows;
+    for (unsigned i = threadIdx.x; i < kept; i += blockDim.x) {
+        uint64 rank = ranks[ordered[i]], place = (uint64)picture * most + i;
+        unsigned cell = 0xffffffffu - (unsigned)rank, bits = (unsigned)(rank >> 32);
+        bits ^= (bits >> 31) ? 0x80000000u : 0xffffffffu;
+        out.cells[place] = cell;
+        out.class_ids[place] = class_ids[cell];
+        out.scores[place] = float_of(bits);
+        for (int row = 0; row < 4; row++)
+            out.boxes[4 * place + row] = to_float(values[(uint64)row * head.row_step + (uint64)cell * head.cell_step]);
+    }
+    if (threadIdx.x == 0) counts[picture] = kept;
 }
 
 extern "C" __global__ void gather_float32(const float* heads, Head head, const unsigned* found, const uint64* ranks,
-                                          const int* class_ids, unsigned* counts, Candidate* candidates) {
-    gather(heads, head, found, ranks, class_ids, counts, candidates);
+                                          const int* class_ids, unsigned* survivors, unsigned* counts, Candidates out) {
+    gather(heads, head, found, ranks, class_ids, survivors, counts, out);
 }
 extern "C" __global__ void gather_float16(const half_bits* heads, Head head, const unsigned* found, const uint64* ranks,
-                                          const int* class_ids, unsigned* counts, Candidate* candidates) {
-    gather(heads, head, found, ranks, class_ids, counts, candidates);
+                                          const int* class_ids, unsigned* survivors, unsigned* counts, Candidates out) {
+    gather(heads, head, found, ranks, class_ids, survivors, counts, out);
 }

@@ -24,9 +24,6 @@ SOURCE = Path(__file__).with_name("gpu.cu")
 PICTURE = struct.Struct("<Q6i")
 """`Picture` of gpu.cu: address, width and height, left and top, width and height in the input."""
 
-CANDIDATE_WORDS = 8
-"""`Candidate` of gpu.cu, in words of four bytes: cell, class (int32), score, the box (float32), and one unused."""
-
 _TILE = (32, 8, 1)
 _CELLS = 128
 _GATHERERS = 256
@@ -59,6 +56,17 @@ class Head(ctypes.Structure):
         ("classes", ctypes.c_int),
         ("threshold", ctypes.c_float),
         ("most", ctypes.c_int),
+    )
+
+
+class Places(ctypes.Structure):
+    """`Candidates` of gpu.cu: where the kernel writes them."""
+
+    _fields_ = (
+        ("cells", ctypes.c_uint64),
+        ("class_ids", ctypes.c_uint64),
+        ("scores", ctypes.c_uint64),
+        ("boxes", ctypes.c_uint64),
     )
 
 
@@ -113,10 +121,14 @@ class Letterbox:
         self._style = style(spec)
         self._shown = pinned_array(gpu, (max_batch * PICTURE.size,), np.uint8)
         self._pictures = DeviceMemory(self._shown.nbytes)
+        self._known: list[tuple[int, Placement] | None] = [None] * max_batch
 
     def show(self, index: int, address: int, at: Placement) -> None:
         """Picture `index` of the next launch lies at a device address, and goes there in the input."""
-        PICTURE.pack_into(self._shown, index * PICTURE.size, *picture_fields(address, at))
+        known = self._known[index]
+        if known is None or known[1] is not at or known[0] != address:
+            PICTURE.pack_into(self._shown, index * PICTURE.size, *picture_fields(address, at))
+            self._known[index] = address, at
 
     def launch(self, stream: Stream, out: int, *, batch: int) -> None:
         stream.copy_in(self._pictures.address, _pinned(self._shown).address, self._shown.nbytes)
@@ -136,18 +148,29 @@ class Reducer:
         self._kernels = kernels
         self._dtype = dtype
         self._head = head(reduction, shape)
+        most = self._head.most
         self._counts = pinned_array(gpu, (batch,), np.uint32)
-        self._candidates = pinned_array(gpu, (batch, self._head.most, CANDIDATE_WORDS), np.float32)
+        self._found_cells = pinned_array(gpu, (batch, most), np.int64)
+        self._found_class_ids = pinned_array(gpu, (batch, most), np.int64)
+        self._found_scores = pinned_array(gpu, (batch, most), np.float32)
+        self._found_boxes = pinned_array(gpu, (batch, most, 4), np.float32)
         self._found = DeviceMemory(4 * batch)
         self._ranks = DeviceMemory(8 * batch * self._head.cells)
         self._class_ids = DeviceMemory(4 * batch * self._head.cells)
+        self._survivors = DeviceMemory(8 * batch * most)
 
     def launch(self, stream: Stream, output: int, *, batch: int) -> None:
         """Reduce the head that lies at a device address."""
         stream.clear(self._found.address, self._found.nbytes)
-        found, ranks, class_ids, head_at = (
+        found, ranks, class_ids, survivors, head_at = (
             ctypes.c_uint64(address)
-            for address in (self._found.address, self._ranks.address, self._class_ids.address, output)
+            for address in (
+                self._found.address,
+                self._ranks.address,
+                self._class_ids.address,
+                self._survivors.address,
+                output,
+            )
         )
         self._kernels.launch(
             f"score_cells_{self._dtype}",
@@ -157,34 +180,40 @@ class Reducer:
             (head_at, self._head, found, ranks, class_ids),
         )
         counts = ctypes.c_uint64(_pinned(self._counts).device_address)
-        candidates = ctypes.c_uint64(_pinned(self._candidates).device_address)
+        out = Places(
+            cells=_pinned(self._found_cells).device_address,
+            class_ids=_pinned(self._found_class_ids).device_address,
+            scores=_pinned(self._found_scores).device_address,
+            boxes=_pinned(self._found_boxes).device_address,
+        )
         self._kernels.launch(
             f"gather_{self._dtype}",
             stream,
             (batch, 1, 1),
             (_GATHERERS, 1, 1),
-            (head_at, self._head, found, ranks, class_ids, counts, candidates),
+            (head_at, self._head, found, ranks, class_ids, survivors, counts, out),
         )
 
     def candidates(self, batch: int) -> Sequence[Candidates]:
-        """What the launch that has ended found, a picture each."""
-        return [candidates_of(self._candidates[i, : self._counts[i]]) for i in range(batch)]
+        """What the launch that has ended found, a picture each; views, valid until the next launch."""
+        return [
+            Candidates(
+                self._found_cells[i, :count],
+                self._found_boxes[i, :count],
+                self._found_scores[i, :count],
+                self._found_class_ids[i, :count],
+            )
+            for i, count in enumerate(self._counts[:batch].tolist())
+        ]
 
     def close(self) -> None:
-        for memory in (self._found, self._ranks, self._class_ids):
+        for memory in (self._survivors, self._found, self._ranks, self._class_ids):
             memory.close()
 
 
 def picture_fields(address: int, at: Placement) -> tuple[int, ...]:
     """The fields of a `PICTURE`."""
     return address, at.source_width, at.source_height, at.left, at.top, at.width, at.height
-
-
-def candidates_of(records: NDArray[np.float32]) -> Candidates:
-    """Records in any order ([K, 8], see `CANDIDATE_WORDS`) as `Candidates`, in the order of the cells."""
-    ordered = records[records.view(np.int32)[:, 0].argsort()]
-    numbers = ordered.view(np.int32)[:, :2].astype(np.int64)
-    return Candidates(numbers[:, 0], ordered[:, 3:7], ordered[:, 2], numbers[:, 1])
 
 
 def _pinned(array: NDArray[Any]) -> PinnedMemory:

@@ -317,7 +317,7 @@ class FakeDriver:
 
     def cuLaunchKernel(self, name: bytes, *shape: Any) -> Any:
         grid, block, (stream, pointers) = Index(*shape[:3]), Index(*shape[3:6]), shape[7:9]
-        known = {"letterbox": 3, "score_cells": 5, "gather": 7}
+        known = {"letterbox": 3, "score_cells": 5, "gather": 8}
         count = known[name.decode().rpartition("_")[0]]
         at = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
         sizes = [gpu_argument_size(name.decode(), index) for index in range(count)]
@@ -339,6 +339,8 @@ def gpu_argument_size(name: str, index: int) -> int:
     """Bytes of a kernel's argument: a pointer, or one of the structures."""
     if name.startswith("letterbox"):
         return ctypes.sizeof(gpu.Style) if index == 2 else 8
+    if name.startswith("gather") and index == 7:
+        return ctypes.sizeof(gpu.Places)
     return ctypes.sizeof(gpu.Head) if index == 1 else 8
 
 

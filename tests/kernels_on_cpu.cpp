@@ -81,7 +81,7 @@ extern "C" int run_kernel(const char* name, Index* grid, Index* block, void** ar
     if (!strcmp(name, "gather_" kind))                                                                              \
         return together(*grid, [=] {                                                                                \
             gather(AS(const type*, 0), AS(Head, 1), AS(const unsigned*, 2), AS(const uint64*, 3),                   \
-                   AS(const int*, 4), AS(unsigned*, 5), AS(Candidate*, 6));                                         \
+                   AS(const int*, 4), AS(unsigned*, 5), AS(unsigned*, 6), AS(Candidates, 7));                       \
         }), 1;
     LETTERBOX("float32", float)
     LETTERBOX("float16", half_bits)

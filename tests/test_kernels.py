@@ -69,6 +69,6 @@ def test_a_source_that_does_not_compile_is_told_with_the_compilers_words() -> No
 
 
 def test_the_records_are_laid_out_as_the_kernels_have_them() -> None:
-    assert (gpu.PICTURE.size, 4 * gpu.CANDIDATE_WORDS) == (32, 32)
+    assert (gpu.PICTURE.size, ctypes.sizeof(gpu.Places)) == (32, 32)
     assert ctypes.sizeof(gpu.Style) == 44
     assert ctypes.sizeof(gpu.Head) == 36

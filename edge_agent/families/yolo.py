@@ -160,7 +160,7 @@ class YoloFamily:
         corners = corners_of(boxes, self._form)
         order = self._selection.keep(corners, scores, class_ids)
         if extras is None:
-            return detections(corners[order], scores[order], class_ids[order], placement)
+            return detections(corners.take(order, 0), scores.take(order), class_ids.take(order), placement)
         boxed = Detections(placement.to_source(corners[order]), scores[order], class_ids[order])
         if self.task == "pose":
             return posed(boxed, extras[order].reshape(len(order), -1, self._head.values), placement, self._scale)
