@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_agent.sensors._files import names, number, text
+
 _COOLING = re.compile(r"[\w.-]*-throttle-alert|(?:thermal-)?(?:devfreq|cpufreq)-[\w.-]+")
 _STATUS = re.compile(r"pmode:(\d{1,9})")
 _HEAD = re.compile(r"<\s*(POWER_MODEL|PM_CONFIG)\s+([^>]*)>")
 _GPU = re.compile(r"GPU\s+MAX_FREQ\s+(-?\d{1,19})\b")
-_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,21 @@ class ThrottlingSensor:
 
     def mode(self) -> str | None:
         """The name of the power mode in use (`MAXN`, `15W`), its number where that has no name; None off a Jetson."""
-        status = _STATUS.search(_text(self._root / "var/lib/nvpmodel/status"))
+        status = _STATUS.search(text(self._root / "var/lib/nvpmodel/status"))
         if status is None:
             return None
-        known = _power_modes(_text(self._root / "etc/nvpmodel.conf")).modes.get(int(status[1]))
+        known = _power_modes(text(self._root / "etc/nvpmodel.conf")).modes.get(int(status[1]))
         return known.name if known else str(int(status[1]))
 
     def _throttling(self) -> str | None:
-        active = [f"{kind} {state}" for kind, state in _cooling(self._root / "sys/class/thermal")]
+        active = [f"{kind} {state}" for kind, state in cooling(self._root / "sys/class/thermal") if state > 0]
         return f"thermal throttling: {', '.join(active)}" if active else None
 
     def _power_mode(self) -> str | None:
-        status = _STATUS.search(_text(self._root / "var/lib/nvpmodel/status"))
+        status = _STATUS.search(text(self._root / "var/lib/nvpmodel/status"))
         if status is None:
             return None
-        known = _power_modes(_text(self._root / "etc/nvpmodel.conf"))
+        known = _power_modes(text(self._root / "etc/nvpmodel.conf"))
         here = known.modes.get(int(status[1]))
         self._best = _faster(self._best, known.modes.get(known.default) if known.default is not None else None)
         self._best = _faster(self._best, here)
@@ -91,14 +92,13 @@ class ThrottlingSensor:
         return f"power mode {here.name} is lower than {self._best.name}: GPU at {here.gpu_hz / 1e6:.0f} MHz at most"
 
 
-def _cooling(folder: Path) -> list[tuple[str, int]]:
-    """The devices that slow clocks now, each with its state."""
+def cooling(folder: Path) -> list[tuple[str, int]]:
+    """The devices that slow clocks, each with its state: 0 where it does not now."""
     found = []
-    for name in _names(folder):
-        if name.startswith("cooling_device"):
-            kind, state = _text(folder / name / "type").strip(), _text(folder / name / "cur_state").strip()
-            if _COOLING.fullmatch(kind) and re.fullmatch(r"\d{1,9}", state) and int(state) > 0:
-                found.append((kind, int(state)))
+    for name in names(folder, "cooling_device"):
+        kind, state = text(folder / name / "type"), number(folder / name / "cur_state")
+        if _COOLING.fullmatch(kind) and state is not None and state >= 0:
+            found.append((kind, state))
     return found
 
 
@@ -127,22 +127,6 @@ def _faster(one: PowerMode | None, other: PowerMode | None) -> PowerMode | None:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"\d{1,9}", text) else None
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str:
-    """The file, or nothing where it cannot be read (a cooling device may answer EIO, EAGAIN or EINVAL)."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 Sensor = ThrottlingSensor
