@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.errors import SourceReason
+from edge_agent.histogram import durations
 
 _BUCKET_S = 60.0
 _BUCKETS = 60
@@ -46,8 +47,8 @@ class LastHour:
 
 
 class ConnectionQuality:
-    """Counters since the start, and the last hour by minute. Pictures are counted by the camera's own thread,
-    the rest by the event loop."""
+    """Counters since the start, the last hour by minute, and how long pictures took (`capture`). Pictures are counted
+    and timed by the camera's own thread, the rest by the event loop."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.captured = 0
@@ -58,6 +59,7 @@ class ConnectionQuality:
         self.last_reason: SourceReason | None = None
         self.first_frame_ms: float | None = None
         self.nominal_fps: float | None = None
+        self.capture = durations()
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: deque[_Bucket] = deque([_Bucket(clock())], maxlen=_BUCKETS)
@@ -75,6 +77,10 @@ class ConnectionQuality:
         if self._previous_ns is not None:
             bucket.add_interval((captured_ns - self._previous_ns) / 1e9)
         self._previous_ns = captured_ns
+
+    def on_delivery(self, took_ms: float, now_s: float) -> None:
+        """A picture was read and decoded, and goes into the queue."""
+        self.capture.at(now_s).record(took_ms)
 
     def on_connect(self) -> None:
         """A new connection: the gap before its first picture is no jitter."""

@@ -207,16 +207,17 @@ class Health(Struct, frozen=True):
 
 
 class Percentiles(Struct, frozen=True):
-    """Of the last samples; null where there were none."""
+    """Of the `n` samples in the window, within 1 % (`max` is exact); null where there were none."""
 
     p50: float | None
     p95: float | None
     p99: float | None
     max: float | None
+    n: int = 0
 
 
 class Drops(Struct, frozen=True):
-    """Frames that were captured and not inferred, by cause, since the start."""
+    """Frames that were captured and not inferred, by cause, since `since`."""
 
     full: int = 0
     stale: int = 0
@@ -229,7 +230,8 @@ class Drops(Struct, frozen=True):
 class Connection(Struct, frozen=True):
     """How good a camera's connection is: `nominal_fps` is what the camera says it sends, `fps_last_hour` what
     it sent (outages included), `jitter_ms` the standard deviation of the time between two pictures over the
-    last hour, `first_frame_ms` from the last connecting to its first picture, `last_reason` why it was last lost."""
+    last hour, `first_frame_ms` from the last connecting to its first picture, `last_reason` why it was last lost.
+    `reconnects`, `stalls` and `threads_left_behind` count from `since` on."""
 
     nominal_fps: float | None
     fps_last_hour: float | None
@@ -244,9 +246,9 @@ class Connection(Struct, frozen=True):
 
 
 class CameraStats(Struct, frozen=True):
-    """Counters since the start; rates over the last interval. `skipped` pictures were not wanted (`fps`);
-    `captured` is `inferred` and all `drops`, and what is on its way. `objects` are those of the last result, by
-    label."""
+    """Counters since `since`; rates over the last interval. `skipped` pictures were not wanted (`fps`);
+    `captured` is `inferred` and all `drops`, and what is on its way; `published` are results that the broker has.
+    `capture_ms`: from a picture that is there to one in the queue. `objects` are those of the last result, by label."""
 
     captured: int
     inferred: int
@@ -256,6 +258,8 @@ class CameraStats(Struct, frozen=True):
     waiting: int
     captured_fps: float
     inferred_fps: float
+    published_fps: float
+    capture_ms: Percentiles
     objects: dict[str, int]
     connection: Connection
 
@@ -278,7 +282,7 @@ class SpoolStats(Struct, frozen=True):
 
 
 class OutboxStats(Struct, frozen=True):
-    """Messages that wait for the broker in memory, by class; those dropped since the start, by class and cause; those
+    """Messages that wait for the broker in memory, by class; those dropped since `since`, by class and cause; those
     that the broker refused, by its reason."""
 
     waiting: dict[str, int]
@@ -288,20 +292,28 @@ class OutboxStats(Struct, frozen=True):
 
 
 class Stats(Struct, frozen=True):
-    """Performance, every `stats.interval_s`. `commands` counts replies since the agent began: `ok`, else by their code;
-    `unanswerable` those for whose reply nobody left an address, `repeated` those that ran already."""
+    """Performance, every `stats.interval_s`. What is counted is counted from `since` on: the agent's start, or
+    `stats.reset`. `stages_ms` and `batch_sizes` (batches by their number of frames) are of the last `window_s`, or from
+    `since` on if that is later. `inference_clock`: whether `inference` is the GPU's own time, by CUDA events, or the
+    CPU's, with all that it waited for. `commands`: replies, `ok` or by their code; `unanswerable` those for whose reply
+    nobody left an address, `repeated` those that ran already. `log_lines_dropped`: those that a stuck stdout kept from
+    the log."""
 
     schema: int
     device: str
     at: str
     since: str
     interval_s: float
+    window_s: float
     model: str | None
+    inference_clock: Literal["gpu", "cpu"] | None
     cameras: dict[str, CameraStats]
     stages_ms: dict[str, Percentiles]
+    batch_sizes: dict[str, int]
     outbox: OutboxStats
     commands: dict[str, int]
     process: ProcessStats
+    log_lines_dropped: int | None = None
 
 
 class MemoryUse(Struct, frozen=True):
@@ -624,8 +636,8 @@ def percentiles(samples: Sequence[float]) -> Percentiles:
     if not samples:
         return Percentiles(None, None, None, None)
     ordered = sorted(samples)
-    p50, p95, p99 = (ordered[max(0, math.ceil(q * len(ordered)) - 1)] for q in (0.5, 0.95, 0.99))
-    return Percentiles(*(round(value, 3) for value in (p50, p95, p99, ordered[-1])))
+    p50, p95, p99 = (round(ordered[max(0, math.ceil(q * len(ordered)) - 1)], 3) for q in (0.5, 0.95, 0.99))
+    return Percentiles(p50, p95, p99, round(ordered[-1], 3), len(ordered))
 
 
 def contract() -> Mapping[str, type[Struct]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from edge_agent.data import Message, MessageClass
+from edge_agent.histogram import durations
 from edge_agent.spool import MemorySpool, Spool
 
 DropCause = Literal["full", "away", "refused", "unsendable", "given_up"]
@@ -28,11 +30,23 @@ class Outbox:
     - `events`, and `results` while the broker is away if they are `spooled`: kept in the spool until the broker has
       them. While it is there they go at once, and what an outage left follows behind.
     - `results`: in line; beyond `max_results` the oldest goes.
+
+    `publishing`: how long results took from `put` to `done`; of those that came to the spool nobody knows.
     """
 
-    def __init__(self, *, max_results: int = 1000, spool: Spool | None = None, spools_results: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        max_results: int = 1000,
+        spool: Spool | None = None,
+        spools_results: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.spool: Spool = spool if spool is not None else MemorySpool()
         self.is_connected = False
+        self.publishing = durations()
+        self._clock = clock
+        self._put_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._spools_results = spools_results
@@ -80,6 +94,9 @@ class Outbox:
 
     def done(self, message: Message) -> None:
         """The broker has it."""
+        if (put_at := self._forget_time(message)) is not None:
+            now_s = self._clock()
+            self.publishing.at(now_s).record((now_s - put_at) * 1e3)
         if message.id is not None and (message.kind == "events" or message.id in self._going):
             self.spool.remove(message.id)
             self._going.discard(message.id)
@@ -87,6 +104,7 @@ class Outbox:
     def drop(self, message: Message, cause: DropCause) -> None:
         """It is not tried again."""
         with self._lock:
+            self._forget_time(message)
             self._dropped[message.kind, cause] += 1
             if cause != "refused" and self._latest.get(message.topic) is message:
                 del self._latest[message.topic]
@@ -96,6 +114,7 @@ class Outbox:
         """Nobody knows whether the broker has it: queue it again, ahead of its class, unless a newer one took its
         place. It comes under the same id."""
         with self._lock:
+            self._forget_time(message)
             if message.kind == "status":
                 self._latest.setdefault(message.topic, message)
                 self._unsent[message.topic] = None
@@ -123,6 +142,7 @@ class Outbox:
             if self._spools_results:
                 for message in self._lines["results"]:
                     self.spool.append(message)
+                    self._forget_time(message)
                 self._lines["results"].clear()
             self._lines["events"].clear()
             self._going.clear()
@@ -185,9 +205,16 @@ class Outbox:
 
     def _queue(self, message: Message) -> None:
         line = self._lines[message.kind]
+        if message.kind == "results" and message.id is not None:
+            self._put_at[message.id] = self._clock()
         if len(line) == line.maxlen:
             self._dropped[message.kind, "full" if self.is_connected else "away"] += 1
+            self._forget_time(line[0] if line else message)
         line.append(message)
+
+    def _forget_time(self, message: Message) -> float | None:
+        """When it was put, for the last time; None where nobody noted that."""
+        return self._put_at.pop(message.id, None) if message.id is not None else None
 
     def _pop(self) -> Message | None:
         if self._unsent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -131,6 +132,7 @@ class Reporter:
         """What is told, and how often; may be replaced at any time."""
 
     def __call__(self, results: Sequence[Result]) -> None:
+        self._stats.record_batch(len(results))
         for one in results:
             seen = self._of_wanted_classes(one)
             tracked = self._tracks(seen) if self._tracks is not None else seen
@@ -138,9 +140,15 @@ class Reporter:
             self._stats.record(result)
             self._snapshots.offer(result)
             if self._is_due(result):
-                self._publish(encode_result(result, self._topics))
+                self._publish(self._encoded(result))
             for event in events:
                 self._publish(encode_event(event, self._topics))
+
+    def _encoded(self, result: Result) -> Message:
+        began_ns = time.monotonic_ns()
+        message = encode_result(result, self._topics)
+        self._stats.record_encoding((time.monotonic_ns() - began_ns) / 1e6)
+        return message
 
     def _of_wanted_classes(self, result: Result) -> Result:
         wanted, seen = self.inference.classes, result.prediction

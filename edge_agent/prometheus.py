@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -25,7 +25,8 @@ import structlog
 from edge_agent import plugins
 from edge_agent.config import PrometheusOptions
 from edge_agent.errors import ConfigError
-from edge_agent.messages import CameraPhase, CameraStats, Health, Percentiles, Stats, Status
+from edge_agent.histogram import Histogram
+from edge_agent.messages import CameraPhase, CameraStats, Health, Stats, Status
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -39,15 +40,19 @@ _MAX_REQUESTS = 16
 _HEALTH = ("ok", "degraded", "failed")
 _PHASES: tuple[CameraPhase, ...] = ("connecting", "running", "stalled", "backoff", "disabled")
 _QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99", "max": "1"}
+_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The last messages of each kind; `stats` is None until the first interval has ended."""
+    """The last messages of each kind; `stats` is None until the first interval has ended. `latencies` by stage, and
+    `captures` by camera, are of the same moment, and like counters from `stats.since` on."""
 
     status: Status
     health: Health
     stats: Stats | None = None
+    latencies: Mapping[str, Histogram] = field(default_factory=dict)
+    captures: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 @contextmanager
@@ -100,7 +105,7 @@ def families(facts: Facts) -> Iterator[Metric]:
     yield from _of_agent(facts.status, facts.health)
     if facts.stats is not None:
         yield from _of_process(facts.stats)
-        yield from _of_latency(facts.stats.stages_ms)
+        yield from _of_latency(facts.stats, facts.latencies, facts.captures)
         yield from _of_cameras(facts.stats.cameras)
 
 
@@ -154,21 +159,28 @@ def _of_process(stats: Stats) -> Iterator[Metric]:
     yield _gauge("process_resident_memory_bytes", "Memory of the agent", (), [((), _scaled(process.rss_mb, 1e6))])
     yield _gauge("process_threads", "Threads of the agent", (), [((), process.threads)])
     yield _gauge("process_open_fds", "Open files of the agent", (), [((), process.open_files)])
+    yield _counter(
+        "log_dropped_lines", "Lines that a stuck stdout kept from the log", (), [((), stats.log_lines_dropped)]
+    )
 
 
-def _of_latency(stages_ms: Mapping[str, Percentiles]) -> Iterator[Metric]:
-    # A gauge, as the percentiles come ready-made from a window of the last 1000 frames: a histogram would need the
-    # frames themselves counted into buckets, and a summary's quantiles need a count and a sum since the start.
+def _of_latency(
+    stats: Stats, latencies: Mapping[str, Histogram], captures: Mapping[str, Histogram]
+) -> Iterator[Metric]:
+    # The gauge for who wants a number and its maximum, as the message has them; the histograms can be added up over
+    # devices, and over any time. Capture is by camera: what one that is removed had counted would else be missing.
     yield _gauge(
         "stage_latency_seconds",
-        "Percentiles over the last 1000 frames; total is from capture to the end of post-processing",
+        f"Percentiles over the last {stats.window_s:g} s; total is from capture to the end of post-processing",
         ("stage", "quantile"),
         [
             ((stage, quantile), _scaled(getattr(percentiles, key), 1e-3))
-            for stage, percentiles in stages_ms.items()
+            for stage, percentiles in stats.stages_ms.items()
             for key, quantile in _QUANTILES.items()
         ],
     )
+    yield _histogram("stage_duration_seconds", "How long frames were in each stage", "stage", latencies)
+    yield _histogram("camera_capture_seconds", "From a picture that is there to one in the queue", "camera", captures)
 
 
 def _of_cameras(cameras: Mapping[str, CameraStats]) -> Iterator[Metric]:
@@ -229,6 +241,17 @@ def _counter(name: str, text: str, labels: tuple[str, ...], samples: _Samples) -
     from prometheus_client.core import CounterMetricFamily
 
     return _filled(CounterMetricFamily(f"edge_agent_{name}", text, labels=labels), samples)
+
+
+def _histogram(name: str, text: str, label: str, seen: Mapping[str, Histogram]) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(f"edge_agent_{name}", text, labels=(label,))
+    for key, one in seen.items():
+        counts = [*one.at_most([limit_s * 1e3 for limit_s in _BUCKETS_S]), one.count]
+        limits = [*map(str, _BUCKETS_S), "+Inf"]
+        family.add_metric((key,), list(zip(limits, counts, strict=True)), sum_value=one.sum_ms / 1e3)
+    return family
 
 
 def _filled(family: Any, samples: _Samples) -> Metric:

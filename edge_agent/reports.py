@@ -14,6 +14,7 @@ from edge_agent.camera import Camera
 from edge_agent.data import Message, ModelRef
 from edge_agent.health import CameraFacts, health
 from edge_agent.health import Facts as HealthFacts
+from edge_agent.histogram import WINDOW_S, Histogram, Window
 from edge_agent.messages import SCHEMA_VERSION, AgentState, ProcessStats, Topics, timestamp
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.store import StoredModel
@@ -21,9 +22,11 @@ from edge_agent.mqtt import Link
 from edge_agent.outbox import Outbox
 from edge_agent.prometheus import Facts
 from edge_agent.queue import FrameQueue
-from edge_agent.stats import LineStats, Rate
+from edge_agent.stats import STAGES, LineStats, Rate, percentiles
 
 log = structlog.get_logger()
+
+_RATES = ("captured", "inferred", "published")
 
 
 class Reports:
@@ -45,6 +48,7 @@ class Reports:
         commands: Callable[[], Mapping[str, int]],
         engine_trouble: Callable[[], str | None],
         interval_s: float,
+        log_lines_dropped: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._topics = topics
         self._publish = publish
@@ -61,14 +65,17 @@ class Reports:
         self._commands = commands
         self._engine_trouble = engine_trouble
         self.interval_s = interval_s
+        self._log_lines_dropped = log_lines_dropped
         self._state: AgentState = "starting"
         self._started_ns = self._since_ns = time.time_ns()
-        self._at_reset: dict[tuple[str, str], int] = {}
+        self._at_reset: dict[str, Mapping[str, int]] = {}
         self.last_status: messages.Status | None = None
         self.last_health: messages.Health | None = None
         self.last_stats: messages.Stats | None = None
         self._process = ProcessStats(None, None, None, None)
-        self._rates: dict[str, tuple[Rate, Rate]] = {}
+        self._latencies: Mapping[str, Histogram] = {}
+        self._captures: Mapping[str, Histogram] = {}
+        self._rates: dict[str, Mapping[str, Rate]] = {}
 
     def enter(self, state: AgentState) -> None:
         """The agent itself has come to a new state."""
@@ -85,7 +92,7 @@ class Reports:
         """What was told last, for whoever asks in between. For any thread."""
         if self.last_status is None or self.last_health is None:
             return None
-        return Facts(self.last_status, self.last_health, self.last_stats)
+        return Facts(self.last_status, self.last_health, self.last_stats, self._latencies, self._captures)
 
     def know(self, models: Sequence[StoredModel]) -> None:
         """These are the models that there are now."""
@@ -101,7 +108,7 @@ class Reports:
 
     def publish_camera(self, camera: Camera) -> None:
         state, shown = camera.state, camera.state.format
-        self._rates.setdefault(camera.name, (Rate.from_zero(), Rate.from_zero()))
+        self._rates.setdefault(camera.name, {of: Rate.from_zero() for of in _RATES})
         status = messages.CameraStatus(
             schema=SCHEMA_VERSION,
             camera=camera.name,
@@ -120,7 +127,7 @@ class Reports:
         """A camera is gone: nothing of it stays on the broker."""
         self._rates.pop(name, None)
         self._stats.forget(name)
-        self._at_reset = {key: count for key, count in self._at_reset.items() if key[0] != name}
+        self._at_reset.pop(f"camera.{name}", None)
         self._publish(Message(self._topics.camera(name, "status"), b"", "status", retain=True))
         self.publish_state()
 
@@ -128,20 +135,27 @@ class Reports:
         """Count from now on, which is the new `since`."""
         self._since_ns = time.time_ns()
         self._at_reset = {
-            (name, key): count
-            for name, camera in self._cameras.items()
-            for key, count in self._counts(name, camera).items()
+            "commands": _counts(self._commands()),
+            "refused": _counts(self._link.refused),
+            "log": _counts(self._log_counts()),
+            **{f"dropped.{kind}": causes for kind, causes in self._drops().items()},
+            **{f"camera.{name}": self._counts(name, camera) for name, camera in self._cameras.items()},
         }
         self._stats.reset()
+        self._outbox.publishing.reset()
+        for camera in self._cameras.values():
+            camera.quality.capture.reset()
 
     def publish_stats(self, process: ProcessStats) -> None:
         """Statistics of the interval that ends now, on their topic and in the log."""
         self._process = process
         for name in self._cameras:
             counts = self._counts(name, self._cameras[name])
-            for rate, key in zip(self._rates[name], ("captured", "inferred"), strict=True):
-                rate.update(counts[key])
+            for of, rate in self._rates[name].items():
+                rate.update(counts[of])
         stats = self.last_stats = self.statistics()
+        self._latencies = {stage: window.total() for stage, window in self._timed().items()}
+        self._captures = {name: camera.quality.capture.total() for name, camera in self._cameras.items()}
         self._publish(Message(self._topics.stats, messages.encode(stats), "status"))
         self.publish_state()
         for name, camera in stats.cameras.items():
@@ -151,6 +165,7 @@ class Reports:
                 camera=name,
                 captured_fps=camera.captured_fps,
                 inferred_fps=camera.inferred_fps,
+                published_fps=camera.published_fps,
                 detections_in_last=self._stats.detections.get(name),
                 inference_ms=stats.stages_ms["inference"].p50,
                 dropped=drops or 0,
@@ -213,36 +228,46 @@ class Reports:
 
     def statistics(self) -> messages.Stats:
         """Counters now; rates, and facts of the process, of the last interval."""
+        now_s, model = time.monotonic(), self._slot.active
         return messages.Stats(
             schema=SCHEMA_VERSION,
             device=self._topics.device,
             at=timestamp(time.time_ns()),
             since=timestamp(self._since_ns),
             interval_s=self.interval_s,
-            model=self._slot.active.ref.name if self._slot.active else None,
+            window_s=WINDOW_S,
+            model=model.ref.name if model else None,
+            inference_clock=model.inference_clock if model else None,
             cameras={name: self._camera_stats(name, camera) for name, camera in self._cameras.items()},
-            stages_ms=self._stats.stages_ms(),
+            stages_ms=self._stages_ms(now_s),
+            batch_sizes=self._stats.batch_sizes(),
             outbox=self._outbox_stats(),
-            commands=_counts(self._commands()),
+            commands=self._since("commands", self._commands()),
             process=self._process,
+            log_lines_dropped=self._since("log", self._log_counts()).get("dropped"),
         )
+
+    def _timed(self) -> Mapping[str, Window[Histogram]]:
+        """The stages that all cameras share."""
+        return {**self._stats.stages, "publish": self._outbox.publishing}
+
+    def _stages_ms(self, now_s: float) -> dict[str, messages.Percentiles]:
+        took = {stage: window.recent(now_s) for stage, window in self._timed().items()}
+        took["capture"] = Histogram.merged(camera.quality.capture.recent(now_s) for camera in self._cameras.values())
+        return {stage: percentiles(took[stage]) for stage in STAGES}
 
     def _outbox_stats(self) -> messages.OutboxStats:
         spool = self._outbox.spool
-        dropped = {str(kind): _counts(causes) for kind, causes in self._outbox.dropped().items()}
-        if spool.dropped:
-            dropped["spool"] = _counts(spool.dropped)
         return messages.OutboxStats(
             waiting=_counts(self._outbox.waiting()),
-            dropped=dropped,
-            refused=dict(self._link.refused),
+            dropped={kind: self._since(f"dropped.{kind}", causes) for kind, causes in self._drops().items()},
+            refused=self._since("refused", self._link.refused),
             spool=messages.SpoolStats(len(spool), spool.nbytes, spool.trouble),
         )
 
     def _camera_stats(self, name: str, camera: Camera) -> messages.CameraStats:
-        captured, inferred = self._rates[name]
-        counts, quality = self._counts(name, camera), camera.quality
-        since_reset = {key: count - self._at_reset.get((name, key), 0) for key, count in counts.items()}
+        rates, quality = self._rates[name], camera.quality
+        since_reset = self._since(f"camera.{name}", self._counts(name, camera))
         drops = {key.partition(".")[2]: count for key, count in since_reset.items() if key.startswith("drops.")}
         hour = quality.last_hour()
         return messages.CameraStats(
@@ -252,8 +277,10 @@ class Reports:
             drops=messages.Drops(**drops),
             skipped=since_reset["skipped"],
             waiting=self._frames.waiting(name),
-            captured_fps=captured.last,
-            inferred_fps=inferred.last,
+            captured_fps=rates["captured"].last,
+            inferred_fps=rates["inferred"].last,
+            published_fps=rates["published"].last,
+            capture_ms=percentiles(quality.capture.recent(time.monotonic())),
             objects=self._stats.objects(name),
             connection=messages.Connection(
                 nominal_fps=quality.nominal_fps,
@@ -263,7 +290,7 @@ class Reports:
                 stalls_last_hour=hour.stalls,
                 reconnects=since_reset["reconnects"],
                 stalls=since_reset["stalls"],
-                threads_left_behind=quality.abandoned,
+                threads_left_behind=since_reset["threads_left_behind"],
                 first_frame_ms=quality.first_frame_ms,
                 last_reason=quality.last_reason,
             ),
@@ -279,8 +306,25 @@ class Reports:
             "skipped": quality.skipped,
             "reconnects": quality.reconnects,
             "stalls": quality.stalls,
+            "threads_left_behind": quality.abandoned,
             **{f"drops.{cause}": count for cause, count in self._frames.drops(name).items()},
         }
+
+    def _drops(self) -> dict[str, dict[str, int]]:
+        """Messages that were dropped since the start, by class and cause."""
+        drops = {str(kind): _counts(causes) for kind, causes in self._outbox.dropped().items()}
+        if self._outbox.spool.dropped:
+            drops["spool"] = _counts(self._outbox.spool.dropped)
+        return drops
+
+    def _log_counts(self) -> dict[str, int]:
+        dropped = self._log_lines_dropped()
+        return {} if dropped is None else {"dropped": dropped}
+
+    def _since(self, group: str, counts: Mapping[Any, int]) -> dict[str, int]:
+        """What came to these counters, which only grow, since the last reset."""
+        before = self._at_reset.get(group, {})
+        return {key: count - before.get(key, 0) for key, count in _counts(counts).items()}
 
 
 def _counts(by_cause: Mapping[Any, int]) -> dict[str, int]:

@@ -94,6 +94,7 @@ class Session:
         """The next picture into the queue, if one came in time and is wanted."""
         assert self._source is not None, "open() comes first"
         captured_ns = self._source.grab()
+        grabbed_ns = self._clock_ns()
         if captured_ns is None or self.is_cancelled:
             return
         if self._frames.is_stale(self.camera, captured_ns):
@@ -105,7 +106,7 @@ class Session:
             if self.complaint is None:  # else only a picture that was looked at can say that all is well again
                 self._live(captured_ns)
             return
-        self._deliver(self._source, captured_ns)
+        self._deliver(self._source, captured_ns, grabbed_ns)
 
     def close(self) -> None:
         """Let go of the device, and say that this session is over."""
@@ -117,7 +118,7 @@ class Session:
         self.is_over = True
         self._news()
 
-    def _deliver(self, source: Source, captured_ns: int) -> None:
+    def _deliver(self, source: Source, captured_ns: int, grabbed_ns: int) -> None:
         buffer = self._pool.take(self._shape)
         image = source.retrieve(buffer)
         if image is None:
@@ -138,6 +139,8 @@ class Session:
         else:
             self._live(captured_ns)
             self._follow(image)
+            now_ns = self._clock_ns()
+            self._quality.on_delivery((now_ns - grabbed_ns) / 1e6, now_ns / 1e9)
             self.is_delivering = True
             self._frames.put(self._frame(image, captured_ns), is_wanted=lambda: not self.is_cancelled)
             self.is_delivering = False

@@ -1,46 +1,59 @@
-"""Counters and percentiles of the line."""
+"""What is counted and timed in the line."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from edge_agent.data import Names, Prediction, Result
-from edge_agent.messages import Percentiles, percentiles
+from edge_agent.histogram import Histogram, Window, durations
+from edge_agent.messages import Percentiles
 from edge_agent.predictions import counted
 
-STAGES = ("queue", "preprocess", "inference", "postprocess", "total")
-_WINDOW = 1000
+STAGES = ("capture", "queue", "preprocess", "inference", "postprocess", "encode", "publish", "total")
+"""In the order of a frame's way; where each begins and ends is told in docs/mqtt.md."""
+
+_TIMED = ("queue", "preprocess", "inference", "postprocess", "total")  # in a result's own `Timings`
 
 
 class LineStats:
     """What came out of the line, by camera: results in all, detections in the last one and when it came
-    (monotonic seconds); and how long each stage took. Written by the
-    engine's thread, read by any."""
+    (monotonic seconds); and in the last minute how long each stage of the engine's thread took, and how many frames
+    went through the model at once. Written by the engine's thread, read by any."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.inferred: dict[str, int] = {}
         self.detections: dict[str, int] = {}
         self._seen: dict[str, tuple[Prediction, Names]] = {}
         self.last_result: dict[str, float] = {}
-        self._stages: dict[str, deque[float]] = {stage: deque(maxlen=_WINDOW) for stage in STAGES}
+        self.stages: Mapping[str, Window[Histogram]] = {stage: durations() for stage in (*_TIMED, "encode")}
+        self._batches: Window[Counter[int]] = Window(Counter, _added)
+        self._clock = clock
 
     def record(self, result: Result) -> None:
-        camera = result.frame.camera
+        now_s, camera = self._clock(), result.frame.camera
         self.inferred[camera] = self.inferred.get(camera, 0) + 1
         self.detections[camera] = len(result.prediction)
         self._seen[camera] = result.prediction, result.model.names
-        self.last_result[camera] = time.monotonic()
-        timings = result.timings
-        for stage in STAGES:
-            self._stages[stage].append(getattr(timings, f"{stage}_ms"))
+        self.last_result[camera] = now_s
+        for stage in _TIMED:
+            self.stages[stage].at(now_s).record(getattr(result.timings, f"{stage}_ms"))
+
+    def record_batch(self, size: int) -> None:
+        """So many frames went through the model at once."""
+        self._batches.at(self._clock())[size] += 1
+
+    def record_encoding(self, took_ms: float) -> None:
+        """A result became a message."""
+        self.stages["encode"].at(self._clock()).record(took_ms)
 
     def reset(self) -> None:
-        """Forget how long the stages took."""
-        for samples in self._stages.values():
-            samples.clear()
+        """Forget how long the stages took, and the batches."""
+        for window in self.stages.values():
+            window.reset()
+        self._batches.reset()
 
     def forget(self, camera: str) -> None:
         """A camera is gone; one of its name that comes later starts anew."""
@@ -52,9 +65,22 @@ class LineStats:
         seen = self._seen.get(camera)
         return counted(*seen) if seen else {}
 
-    def stages_ms(self) -> dict[str, Percentiles]:
-        """Percentiles over the last 1000 frames."""
-        return {stage: percentiles(list(samples)) for stage, samples in self._stages.items()}
+    def batch_sizes(self) -> dict[str, int]:
+        """How many batches of each size there were in the last minute, the smallest first."""
+        return {str(size): count for size, count in sorted(self._batches.recent(self._clock()).items())}
+
+
+def percentiles(seen: Histogram) -> Percentiles:
+    """What statistics tell of a histogram, in milliseconds."""
+    p50, p95, p99 = (None if one is None else round(one, 3) for one in seen.percentiles_ms(50, 95, 99))
+    return Percentiles(p50, p95, p99, None if p50 is None else round(seen.max_ms, 3), seen.count)
+
+
+def _added(counters: Iterable[Counter[int]]) -> Counter[int]:
+    whole = Counter[int]()
+    for one in counters:
+        whole.update(one)
+    return whole
 
 
 @dataclass(slots=True)

@@ -18,12 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge_agent import messages
 from edge_agent.config import PrometheusOptions
 from edge_agent.errors import ConfigError
+from edge_agent.histogram import Histogram
 from edge_agent.prometheus import Facts, address, exporter
 from tests.rigs import free_port, wait_until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 PHASES = get_args(messages.CameraPhase)
 DROPS = messages.Drops.__struct_fields__
+TOTALS_MS = (0.2, 7.0, 20.0, 20.0, 20.0, 80.0, 400.0, 12_000.0)
 
 
 def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None = "onnx") -> Facts:
@@ -60,6 +62,8 @@ def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None =
         "waiting": 2,
         "captured_fps": 10.0,
         "inferred_fps": 9.5,
+        "published_fps": 9.5,
+        "capture_ms": {"p50": 3.0, "p95": 5.0, "p99": 8.0, "max": 9.0, "n": 93},
         "objects": {"person": 2, "car": 1},
         "connection": {
             "nominal_fps": None,
@@ -80,12 +84,15 @@ def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None =
         "at": at,
         "since": at,
         "interval_s": 10.0,
+        "window_s": 60.0,
         "model": "demo",
+        "inference_clock": "cpu",
         "cameras": {"front": camera},
         "stages_ms": {
-            "total": {"p50": 20.0, "p95": 41.5, "p99": 60.0, "max": 80.0},
-            "queue": dict.fromkeys(("p50", "p95", "p99", "max")),
+            "total": {"p50": 20.0, "p95": 41.5, "p99": 60.0, "max": 80.0, "n": 93},
+            "queue": dict.fromkeys(("p50", "p95", "p99", "max")) | {"n": 0},
         },
+        "batch_sizes": {"1": 90, "3": 1},
         "outbox": {
             "waiting": {"results": 4},
             "dropped": {"results": {"full": 9}},
@@ -94,12 +101,22 @@ def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None =
         },
         "commands": {"ok": 3, "busy": 1},
         "process": {"cpu_percent": 150.0, "rss_mb": 128.0, "threads": 12, "open_files": None},
+        "log_lines_dropped": 6,
     }
     return Facts(
         msgspec.convert(status, messages.Status),
         msgspec.convert({"schema": 1, "device": "rig", "at": at, "state": "failed", "checks": checks}, messages.Health),
         msgspec.convert(stats, messages.Stats) if with_stats else None,
+        {"total": histogram(*TOTALS_MS), "queue": Histogram()},
+        {"front": histogram(3.0, 3.0, 9.0)},
     )
+
+
+def histogram(*took_ms: float) -> Histogram:
+    seen = Histogram()
+    for one in took_ms:
+        seen.record(one)
+    return seen
 
 
 @contextlib.contextmanager
@@ -165,6 +182,18 @@ def test_units_are_seconds_bytes_and_ratios(found: Samples) -> None:
     assert not [name for name, _ in found if "_ms" in name or "_mb" in name or "percent" in name]
 
 
+def test_durations_are_counted_into_buckets_that_can_be_added_up(found: Samples) -> None:
+    limits = [dict(labels)["le"] for name, labels in found if name == "edge_agent_stage_duration_seconds_bucket"]
+    buckets = {limit: value(found, "stage_duration_seconds_bucket", stage="total", le=limit) for limit in limits}
+
+    assert buckets == {limit: sum(took_ms / 1e3 <= float(limit) for took_ms in TOTALS_MS) for limit in limits}
+    assert buckets["+Inf"] == value(found, "stage_duration_seconds_count", stage="total") == len(TOTALS_MS)
+    assert value(found, "stage_duration_seconds_sum", stage="total") == pytest.approx(sum(TOTALS_MS) / 1e3)
+    assert value(found, "stage_duration_seconds_count", stage="queue") == 0
+    assert value(found, "camera_capture_seconds_count", camera="front") == 3
+    assert value(found, "camera_capture_seconds_bucket", camera="front", le="0.005") == 2
+
+
 def test_counters_have_their_labels(found: Samples) -> None:
     assert value(found, "camera_captured_frames_total", camera="front") == 100
     assert value(found, "camera_dropped_frames_total", camera="front", cause="stale") == 4
@@ -174,6 +203,7 @@ def test_counters_have_their_labels(found: Samples) -> None:
     assert value(found, "outbox_refused_total", reason="quota_exceeded") == 1
     assert value(found, "camera_objects", camera="front", label="person") == 2
     assert value(found, "spool_bytes") == 2048
+    assert value(found, "log_dropped_lines_total") == 6
 
 
 def test_what_is_unknown_has_no_sample(found: Samples) -> None:
@@ -189,7 +219,7 @@ def test_each_family_has_a_type_and_a_text() -> None:
         text = page(url)
     families = list(text_string_to_metric_families(text))
 
-    assert all(family.documentation and family.type in ("gauge", "counter") for family in families)
+    assert all(family.documentation and family.type in ("gauge", "counter", "histogram") for family in families)
     assert all(family.name.startswith("edge_agent_") for family in families)
     assert all(
         sample.name.endswith("_total") for family in families if family.type == "counter" for sample in family.samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class Engine(Protocol):
     Options: ClassVar[type[Table]]
     is_built: ClassVar[bool]
     """Whether it runs engines that are built from the model's ONNX file on this machine."""
+    inference_clock: ClassVar[Literal["gpu", "cpu"]]
+    """Whose time an outcome's `inference_ms` is: the GPU's own, or the CPU's, which waited. Where it is missing, the
+    CPU's."""
 
     @staticmethod
     def unavailable(options: Any) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta
@@ -40,6 +40,7 @@ class FakeEngine:
 
     Options: ClassVar[type[Table]] = FakeOptions
     is_built: ClassVar[bool] = False
+    inference_clock: ClassVar[Literal["gpu", "cpu"]] = "cpu"
 
     @staticmethod
     def unavailable(options: FakeOptions) -> str | None:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -52,6 +52,7 @@ class OnnxEngine:
 
     Options: ClassVar[type[Table]] = OnnxOptions
     is_built: ClassVar[bool] = False
+    inference_clock: ClassVar[Literal["gpu", "cpu"]] = "cpu"
     depth = 1
 
     @staticmethod

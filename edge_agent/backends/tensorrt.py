@@ -89,6 +89,7 @@ class TensorRtEngine:
 
     Options: ClassVar[type[Table]] = TensorRtOptions
     is_built: ClassVar[bool] = True
+    inference_clock: ClassVar[Literal["gpu", "cpu"]] = "gpu"
 
     @staticmethod
     def unavailable(options: TensorRtOptions) -> str | None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class LoadedModel:
         self.backend = backend
         self.inference = inference
         self.runtime = engine.runtime
+        self.inference_clock: Literal["gpu", "cpu"] = getattr(engine, "inference_clock", "cpu")
         self.requires_numbers = True
         self._engine = engine
         self._family = family
