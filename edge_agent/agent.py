@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import fnmatch
 import gc
+import itertools
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from edge_agent.broker import embedded_broker
 from edge_agent.camera import Camera
 from edge_agent.cameras import Cameras
 from edge_agent.check import Parts, gather
+from edge_agent.checkup import Checkup
 from edge_agent.commands import Dispatcher, registered
 from edge_agent.commands.ledger import Ledger
 from edge_agent.config import Config, InferenceOptions, MqttOptions, state_directory
@@ -46,16 +49,18 @@ from edge_agent.outbox import Outbox
 from edge_agent.pipeline import Reporter, infer
 from edge_agent.policy import Conditions
 from edge_agent.prometheus import Facts, exporter
+from edge_agent.pulse import Pulse
 from edge_agent.queue import FrameQueue
 from edge_agent.reports import Reports
 from edge_agent.sdnotify import notify
-from edge_agent.sensors.host import HostSensor
+from edge_agent.sensors import detect
 from edge_agent.sensors.throttling import ThrottlingSensor
 from edge_agent.settings import Settings
 from edge_agent.snapshots import Snapshot, Snapshots
 from edge_agent.spool import DiskSpool, MemorySpool, Spool
 from edge_agent.stats import LineStats
 from edge_agent.threads import OwnerThread, in_thread
+from edge_agent.watchdog import Watchdog, wanted_timeout_s
 from edge_agent.zones import Watch
 
 log = structlog.get_logger()
@@ -65,7 +70,16 @@ R = TypeVar("R")
 _LAST_WORDS_S = 1.0
 """For an orderly end when the GPU is lost."""
 
-_LIVE = ("cameras", "logging", "policy", "inference", "stats")
+_LOOK_S = 0.25
+"""Between two looks at whether the event loop is late; at every fourth, health is looked at."""
+
+_SENSE_S = 5.0
+"""Between two readings of the sensors, at most."""
+
+_CAPTURE_PATIENCE = 4.0
+"""A camera's thread that hangs is no reason to end all others in haste."""
+
+_LIVE = ("cameras", "logging", "policy", "inference", "stats", "health")
 """Tables of the configuration that a running agent takes over."""
 
 
@@ -97,12 +111,14 @@ async def run(
 
 @dataclass(frozen=True)
 class Threads:
-    """Who does what blocks: brings models up, keeps the store, reads and writes what is small, keeps the spool."""
+    """Who does what blocks: brings models up, keeps the store, reads and writes what is small, keeps the spool, asks
+    the sensors, whose drivers may hang."""
 
     loader: OwnerThread
     library: OwnerThread
     chores: OwnerThread
     spooling: OwnerThread
+    sensing: OwnerThread
 
 
 class Agent:
@@ -122,11 +138,14 @@ class Agent:
         self.has_tried_its_model = asyncio.Event()
         self.restarts = False
         self.config = config
+        self._is_running = False
+        self._headline = ""
         self._parts = parts
         self._settings = settings
         self._stop = stop
         self._changing = asyncio.Lock()
         self._loader = threads.loader
+        self._sensing = threads.sensing
         self._chores = threads.chores
         self._library = threads.library
         self._pool = FramePool(allocate=parts.new_image)
@@ -201,6 +220,24 @@ class Agent:
             on_message=self._on_message,
             on_connect=self._on_connect,
         )
+        self._pulse = Pulse()
+        self._watchdog = Watchdog(
+            {"engine": self._engine_silence, "capture": self._capture_silence},
+            patience={"capture": _CAPTURE_PATIENCE},
+            timeout_s=wanted_timeout_s(),
+        )
+        self._checkup = Checkup(
+            config.health,
+            slot=self.slot,
+            cameras=self._cameras,
+            link=self._link,
+            outbox=self._outbox,
+            stats=self._stats,
+            watchdog=self._watchdog,
+            policy=lambda: self._governor.status,
+            engine_trouble=lambda: self._engine_trouble,
+            sensed_every_s=min(_SENSE_S, config.stats.interval_s),
+        )
         self._reports = Reports(
             topics=self.topics,
             publish=self.publish,
@@ -213,8 +250,9 @@ class Agent:
             policy=lambda: self._governor.status,
             overrides=lambda: self._settings.changed_keys,
             commands=lambda: self._commands.counts,
-            engine_trouble=lambda: self._engine_trouble,
+            checkup=self._checkup,
             interval_s=config.stats.interval_s,
+            log_lines_dropped=logs.dropped,
         )
         parts.library.in_use = self._models_in_use
         for name, options in config.cameras.items():
@@ -225,6 +263,7 @@ class Agent:
         """Connected to the broker, or trying; at the end all that waits is sent, then `offline`."""
         async with anyio.create_task_group() as tasks:
             finished = _start(tasks, self._link.run)
+            tasks.start_soon(self._watchdog.run)
             try:
                 yield
             finally:
@@ -244,6 +283,8 @@ class Agent:
             tasks.start_soon(self._activate_configured)
             tasks.start_soon(self._watch_gpu)
             tasks.start_soon(self._governor.run)
+            tasks.start_soon(self._sense_regularly)
+            tasks.start_soon(self._look_regularly)
             try:
                 yield
             finally:
@@ -280,20 +321,26 @@ class Agent:
 
     def announce_running(self) -> None:
         self._reports.enter("running")
-        mqtt, model = self.config.mqtt, self.slot.active
-        backend = self._parts.backend
+        mqtt, backend = self.config.mqtt, self._parts.backend
         log.info("agent.running", device=self.topics.device, backend=backend.name, because=backend.because)
         log.info("agent.results", topic=self.topics.camera("+", "results"), broker=f"{mqtt.host}:{mqtt.port}")
         watch = f"mosquitto_sub -h {mqtt.host} -p {mqtt.port} -v -t '{self.topics.root}/#'"
         log.info("agent.look", live_table=f"{Path(sys.executable).with_name('edgectl')} watch", raw_messages=watch)
-        running = model.ref.name if model else "without a model"
-        notify("READY=1", f"STATUS=running {running}, {len(self._cameras)} camera(s)")
+        self._is_running = True
+        self._tell_ready()
 
     def announce_stopping(self) -> None:
+        self._is_running = False
         if not self.restarts:  # the process goes on then, with another program in it
             notify("STOPPING=1", "STATUS=stopping")
         log.info("agent.stopping")
         self._reports.enter("stopping")
+
+    def _tell_ready(self) -> None:
+        """Tell systemd once the agent runs and a model is warm; until then it only starts."""
+        if self._is_running and self.slot.active is not None and not self._watchdog.is_ready:
+            self._watchdog.ready()
+            notify("READY=1", f"STATUS={self._reports.headline()}")
 
     # What commands may use
 
@@ -351,10 +398,15 @@ class Agent:
         while True:
             await reload.wait()
             reload.clear()
+            if self._watchdog.is_ready:
+                notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 log.info("agent.reloaded", **msgspec.structs.asdict(await self.change(Settings.reread)))
             except EdgeAgentError as error:
                 log.error("agent.not_reloaded", reason=str(error))
+            finally:
+                if self._watchdog.is_ready:
+                    notify("READY=1", f"STATUS={self._reports.headline()}")
 
     async def _take_over(self, before: Config, now: Config) -> messages.Changed:
         """Make what runs as the configuration has it now, as far as a running agent can change."""
@@ -367,6 +419,7 @@ class Agent:
         if before.policy != now.policy:
             self._governor.change(now.policy)
         self._reports.interval_s = now.stats.interval_s
+        self._checkup.options, self._checkup.sensed_every_s = now.health, min(_SENSE_S, now.stats.interval_s)
         if before.homeassistant.enabled and not now.homeassistant.enabled:
             self._presence.leave()
         fixed = [name for name in changed if name not in _LIVE]
@@ -458,7 +511,15 @@ class Agent:
 
     async def _infer(self) -> None:
         window_s = self.config.inference.batch_window_ms / 1e3
-        line = partial(infer, self._frames, self.slot, self._report, release=self._release, window_s=window_s)
+        line = partial(
+            infer,
+            self._frames,
+            self.slot,
+            self._report,
+            release=self._release,
+            pulse=self._pulse,
+            window_s=window_s,
+        )
         try:
             await in_thread("engine", line)
         except GpuLost as error:
@@ -492,6 +553,7 @@ class Agent:
             self._engine_trouble = None
         self._reports.publish_models()
         self._reports.publish_state()
+        self._tell_ready()
 
     def _on_policy_change(self) -> None:
         self._reports.publish_state()
@@ -520,11 +582,40 @@ class Agent:
             self._tracks.forget(name)
 
     async def _report_regularly(self) -> None:
-        host = await self._chores.call(HostSensor)
         while True:
             await anyio.sleep(self.config.stats.interval_s)
-            self._reports.publish_stats(await self._chores.call(host.read))
+            self._reports.publish_stats()
             await self._look_at_models()
+
+    async def _sense_regularly(self) -> None:
+        """What the machine says of itself; a driver that hangs holds up nothing but this."""
+        sensors = await self._sensing.call(lambda: detect(state_directory=state_directory()))
+        while True:
+            self._checkup.sense(await self._sensing.call(sensors.read))
+            await anyio.sleep(self._checkup.sensed_every_s)
+
+    async def _look_regularly(self) -> None:
+        """At how late the event loop is, at health, and at what systemd is told."""
+        for turn in itertools.count():
+            due = time.monotonic() + _LOOK_S
+            await anyio.sleep(_LOOK_S)
+            self._reports.time_loop(max(0.0, time.monotonic() - due))
+            if turn % 4 == 0:
+                self._reports.look()
+                self._tell_headline()
+
+    def _tell_headline(self) -> None:
+        headline = self._reports.headline()
+        if headline != self._headline:
+            self._headline = headline
+            notify(f"STATUS={headline}")
+
+    def _engine_silence(self) -> float:
+        has_work = self.slot.active is not None and any(self._frames.waiting(name) for name in self._cameras)
+        return self._pulse.silent_s(has_work=has_work)
+
+    def _capture_silence(self) -> float:
+        return max((camera.stuck_s for camera in self._cameras.values()), default=0.0)
 
     async def _write_first_picture(self, camera: str) -> None:
         """One annotated picture at the start, as proof of what the model sees; best with something in it."""
@@ -549,7 +640,9 @@ class Agent:
 @contextmanager
 def _threads() -> Iterator[Threads]:
     with ExitStack() as stack:
-        yield Threads(*(stack.enter_context(OwnerThread(name)) for name in ("loader", "library", "chores", "spool")))
+        yield Threads(
+            *(stack.enter_context(OwnerThread(name)) for name in ("loader", "library", "chores", "spool", "sensors"))
+        )
 
 
 @asynccontextmanager

@@ -97,6 +97,14 @@ class Camera:
         """Threads that were left behind and have not come back."""
         return sum(not session.is_over for session in self._abandoned)
 
+    @property
+    def stuck_s(self) -> float:
+        """For how long a thread has not come back that the camera was to be read by, where no other reads it now."""
+        if self.state.phase in ("running", "disabled"):
+            return 0.0
+        left_at = [session.left_at_s for session in self._abandoned if not session.is_over]
+        return self._now() - min(left_at) if left_at else 0.0
+
     def disable(self, message: str = "disabled by command") -> None:
         """Let go of the camera, until `enable`."""
         self._unwanted = CameraState("disabled", message=message)
@@ -229,6 +237,7 @@ class Camera:
         if now_s < self._retry_at_s:
             return self._retry_at_s - now_s
         self._session = None
+        session.left_at_s = now_s
         self._abandoned.append(session)
         self.quality.abandoned += 1
         log.warning("camera.thread_left_behind", camera=self.name, hung=len(self._abandoned))

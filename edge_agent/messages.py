@@ -7,7 +7,6 @@ Units are in the names; unknown is null, never 0.
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from edge_agent.predictions import (
     described,
     label,
 )
+from edge_agent.readings import BoardReadings, GpuReadings, HostReadings, ProcessReadings
 
 SCHEMA_VERSION = 1
 MAX_COMMAND_BYTES = 64_000
@@ -190,10 +190,12 @@ class CameraStatus(Struct, frozen=True):
 
 
 class Check(Struct, frozen=True):
-    """One named health check and the fact behind it."""
+    """One named health check, in this state since `since`, the fact behind it, and how old that was at `at`."""
 
     state: CheckState
     fact: str
+    since: str
+    age_s: float
 
 
 class Health(Struct, frozen=True):
@@ -264,15 +266,6 @@ class CameraStats(Struct, frozen=True):
     connection: Connection
 
 
-class ProcessStats(Struct, frozen=True):
-    """The agent's own process."""
-
-    cpu_percent: float | None
-    rss_mb: float | None
-    threads: int | None
-    open_files: int | None
-
-
 class SpoolStats(Struct, frozen=True):
     """What waits on disk for the broker; `trouble` says why it waits in memory instead."""
 
@@ -296,8 +289,10 @@ class Stats(Struct, frozen=True):
     `stats.reset`. `stages_ms` and `batch_sizes` (batches by their number of frames) are of the last `window_s`, or from
     `since` on if that is later. `inference_clock`: whether `inference` is the GPU's own time, by CUDA events, or the
     CPU's, with all that it waited for. `commands`: replies, `ok` or by their code; `unanswerable` those for whose reply
-    nobody left an address, `repeated` those that ran already. `log_lines_dropped`: those that a stuck stdout kept from
-    the log."""
+    nobody left an address, `repeated` those that ran already. `process`, `host`, `gpus` and `board` are what the
+    sensors saw last, null what they cannot see, and `sensor_troubles` why one of them sees nothing. `loop_lag_ms`: how
+    late the event loop came to what was due in the last `window_s`. `log_lines_dropped`: those that a stuck stdout kept
+    from the log."""
 
     schema: int
     device: str
@@ -312,8 +307,13 @@ class Stats(Struct, frozen=True):
     batch_sizes: dict[str, int]
     outbox: OutboxStats
     commands: dict[str, int]
-    process: ProcessStats
-    log_lines_dropped: int | None = None
+    process: ProcessReadings
+    loop_lag_ms: Percentiles
+    host: HostReadings | None
+    gpus: list[GpuReadings] | None
+    board: BoardReadings | None
+    sensor_troubles: dict[str, str]
+    log_lines_dropped: int
 
 
 class MemoryUse(Struct, frozen=True):
@@ -629,15 +629,6 @@ def timestamp(epoch_ns: int) -> str:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-def percentiles(samples: Sequence[float]) -> Percentiles:
-    """Nearest-rank percentiles of some samples."""
-    if not samples:
-        return Percentiles(None, None, None, None)
-    ordered = sorted(samples)
-    p50, p95, p99 = (round(ordered[max(0, math.ceil(q * len(ordered)) - 1)], 3) for q in (0.5, 0.95, 0.99))
-    return Percentiles(p50, p95, p99, round(ordered[-1], 3), len(ordered))
 
 
 def contract() -> Mapping[str, type[Struct]]:

@@ -17,6 +17,7 @@ from edge_agent.messages import Topics, encode_event, encode_result
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.loaded import LoadedModel, Pending
 from edge_agent.predictions import chosen, label
+from edge_agent.pulse import Pulse
 from edge_agent.queue import DropCause, FrameQueue
 from edge_agent.snapshots import Snapshots
 from edge_agent.stats import LineStats
@@ -32,13 +33,14 @@ def infer(
     report: Callable[[Sequence[Result]], None],
     *,
     release: Callable[[Frame], None],
+    pulse: Pulse,
     window_s: float = 0.0,
 ) -> None:
     """The engine's thread: batches from the queue through the model, until the queue is closed and empty.
 
     As many batches as the model allows are on their way at once. Models change when none is; the last one is
-    closed here, in the thread that ran it. What a model on probation failed in goes through the one before it. A batch
-    for which the GPU has no memory is dropped and counted.
+    closed here, in the thread that ran it. `pulse` shows that the work goes on. What a model on probation failed in
+    goes through the one before it. A batch for which the GPU has no memory is dropped and counted.
     """
     under_way: deque[Pending] = deque()
     again: deque[Frame] = deque()
@@ -51,7 +53,9 @@ def infer(
             wanted = model.max_batch if model and not slot.has_news else 0
             batch: Batch = [again.popleft() for _ in range(min(wanted, len(again)))]
             if not batch:
+                pulse.beat() if under_way else pulse.rest()
                 batch = frames.take(wanted, window_s=window_s, wait=not under_way)
+            pulse.beat()
             if model and batch:
                 try:
                     under_way.append(model.submit(batch))

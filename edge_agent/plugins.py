@@ -27,6 +27,7 @@ _EXTRAS = {
     "scipy": "tracking",
     "prometheus_client": "prometheus",
     "cryptography": "signed",
+    "pynvml": "nvml",
     "cryptography.exceptions": "signed",
     "scipy.optimize": "tracking",
 }

@@ -11,21 +11,22 @@ import structlog
 
 from edge_agent import __version__, messages
 from edge_agent.camera import Camera
+from edge_agent.checkup import Checkup
 from edge_agent.data import Message, ModelRef
-from edge_agent.health import CameraFacts, health
-from edge_agent.health import Facts as HealthFacts
-from edge_agent.histogram import WINDOW_S, Histogram, Window
-from edge_agent.messages import SCHEMA_VERSION, AgentState, ProcessStats, Topics, timestamp
+from edge_agent.histogram import WINDOW_S, Histogram, Window, durations
+from edge_agent.messages import SCHEMA_VERSION, AgentState, CheckState, Topics, timestamp
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.store import StoredModel
 from edge_agent.mqtt import Link
 from edge_agent.outbox import Outbox
 from edge_agent.prometheus import Facts
 from edge_agent.queue import FrameQueue
+from edge_agent.readings import ProcessReadings, Readings
 from edge_agent.stats import STAGES, LineStats, Rate, percentiles
 
 log = structlog.get_logger()
 
+_LONGEST_HEADLINE = 400
 _RATES = ("captured", "inferred", "published")
 
 
@@ -46,9 +47,9 @@ class Reports:
         policy: Callable[[], messages.PolicyStatus],
         overrides: Callable[[], list[str]],
         commands: Callable[[], Mapping[str, int]],
-        engine_trouble: Callable[[], str | None],
+        checkup: Checkup,
         interval_s: float,
-        log_lines_dropped: Callable[[], int | None] = lambda: None,
+        log_lines_dropped: Callable[[], int],
     ) -> None:
         self._topics = topics
         self._publish = publish
@@ -63,7 +64,7 @@ class Reports:
         self._policy = policy
         self._overrides = overrides
         self._commands = commands
-        self._engine_trouble = engine_trouble
+        self._checkup = checkup
         self.interval_s = interval_s
         self._log_lines_dropped = log_lines_dropped
         self._state: AgentState = "starting"
@@ -72,7 +73,7 @@ class Reports:
         self.last_status: messages.Status | None = None
         self.last_health: messages.Health | None = None
         self.last_stats: messages.Stats | None = None
-        self._process = ProcessStats(None, None, None, None)
+        self._loop_lag = durations()
         self._latencies: Mapping[str, Histogram] = {}
         self._captures: Mapping[str, Histogram] = {}
         self._rates: dict[str, Mapping[str, Rate]] = {}
@@ -81,6 +82,28 @@ class Reports:
         """The agent itself has come to a new state."""
         self._state = state
         self.publish_state()
+
+    def time_loop(self, late_s: float) -> None:
+        """The event loop came so late to what was due."""
+        self._loop_lag.at(time.monotonic()).record(late_s * 1e3)
+
+    def headline(self) -> str:
+        """All of it in a line, as `systemctl status` shows it."""
+        model, health = self._slot.active, self.last_health
+        phases = [camera.state.phase for camera in self._cameras.values()]
+        fps = sum(rates["inferred"].last for rates in self._rates.values())
+        runs = f"{model.ref.name} on {model.backend}" if model else f"no model ({self._slot.reason or 'loading'})"
+        told = f"{self._state}: {runs}, {phases.count('running')} of {len(phases)} cameras, {fps:.1f} frames/s"
+        if health is None:
+            return told
+        unwell = [f"{name}: {check.fact}" for name, check in health.checks.items() if check.state != "ok"]
+        return f"{told}; {health.state}: {'; '.join(unwell) or 'all is well'}"[:_LONGEST_HEADLINE]
+
+    def look(self) -> None:
+        """Tell at once of what is no longer well, or is again."""
+        before, now = self.last_health, self.health()
+        if before is None or _states(before) != _states(now):
+            self.publish_state()
 
     def publish_state(self) -> None:
         before, self.last_status, self.last_health = self.last_status, self.status(), self.health()
@@ -146,9 +169,8 @@ class Reports:
         for camera in self._cameras.values():
             camera.quality.capture.reset()
 
-    def publish_stats(self, process: ProcessStats) -> None:
+    def publish_stats(self) -> None:
         """Statistics of the interval that ends now, on their topic and in the log."""
-        self._process = process
         for name in self._cameras:
             counts = self._counts(name, self._cameras[name])
             for of, rate in self._rates[name].items():
@@ -196,28 +218,7 @@ class Reports:
         )
 
     def health(self) -> messages.Health:
-        now, last = time.monotonic(), self._stats.last_result
-        cameras = {
-            name: CameraFacts(
-                phase=camera.state.phase,
-                reason=camera.trouble or camera.state.reason,
-                result_age_s=now - last[name] if name in last else None,
-            )
-            for name, camera in self._cameras.items()
-        }
-        facts = HealthFacts(
-            broker_connected=self._link.is_connected,
-            broker_error=self._link.error,
-            broker_refusal=self._link.refusal,
-            spool_trouble=self._outbox.spool.trouble,
-            model_state=self._slot.state,
-            model_reason=self._slot.reason,
-            backend=self._slot.active.backend if self._slot.active else None,
-            engine_trouble=self._engine_trouble(),
-            policy=self._policy(),
-            cameras=cameras,
-        )
-        state, checks = health(facts, max_result_age_s=max(5.0, 2 * self.interval_s))
+        state, checks = self._checkup.now()
         return messages.Health(SCHEMA_VERSION, self._topics.device, timestamp(time.time_ns()), state, checks)
 
     def models(self) -> messages.Models:
@@ -229,6 +230,7 @@ class Reports:
     def statistics(self) -> messages.Stats:
         """Counters now; rates, and facts of the process, of the last interval."""
         now_s, model = time.monotonic(), self._slot.active
+        readings = self._checkup.readings or Readings()
         return messages.Stats(
             schema=SCHEMA_VERSION,
             device=self._topics.device,
@@ -243,8 +245,13 @@ class Reports:
             batch_sizes=self._stats.batch_sizes(),
             outbox=self._outbox_stats(),
             commands=self._since("commands", self._commands()),
-            process=self._process,
-            log_lines_dropped=self._since("log", self._log_counts()).get("dropped"),
+            process=readings.process or ProcessReadings(),
+            loop_lag_ms=percentiles(self._loop_lag.recent(now_s)),
+            host=readings.host,
+            gpus=readings.gpus,
+            board=readings.board,
+            sensor_troubles=readings.troubles,
+            log_lines_dropped=self._since("log", self._log_counts())["dropped"],
         )
 
     def _timed(self) -> Mapping[str, Window[Histogram]]:
@@ -318,13 +325,16 @@ class Reports:
         return drops
 
     def _log_counts(self) -> dict[str, int]:
-        dropped = self._log_lines_dropped()
-        return {} if dropped is None else {"dropped": dropped}
+        return {"dropped": self._log_lines_dropped()}
 
     def _since(self, group: str, counts: Mapping[Any, int]) -> dict[str, int]:
         """What came to these counters, which only grow, since the last reset."""
         before = self._at_reset.get(group, {})
         return {key: count - before.get(key, 0) for key, count in _counts(counts).items()}
+
+
+def _states(health: messages.Health) -> dict[str, CheckState]:
+    return {name: check.state for name, check in health.checks.items()}
 
 
 def _counts(by_cause: Mapping[Any, int]) -> dict[str, int]:

@@ -49,6 +49,8 @@ class Session:
         self.complaint: SourceError | None = None
         self.error: BaseException | None = None
         self.is_over = False
+        self.left_at_s = 0.0
+        """When its thread was left behind, if it was."""
         self._make = make
         self._frames = frames
         self._pool = pool

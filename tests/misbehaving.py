@@ -45,6 +45,14 @@ class StuckSource(SyntheticSource):
         return super().grab()
 
 
+class HungSource(SyntheticSource):
+    """A source whose driver never comes back from the first picture."""
+
+    def grab(self) -> int | None:
+        while True:
+            time.sleep(1)
+
+
 class BuggyEngine(FakeEngine):
     """An engine with a bug, in the first batch after it was warmed up and measured."""
 

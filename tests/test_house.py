@@ -12,11 +12,8 @@ from pathlib import Path
 import generate_docs
 import pytest
 
-from edge_agent import health
 from edge_agent._compat import errors_unwrapped
 from edge_agent.backoff import backoff
-from edge_agent.health import CameraFacts, Facts
-from edge_agent.messages import Check
 from edge_agent.stats import Rate
 from edge_agent.threads import OwnerThread, in_thread
 from tests import schemas
@@ -120,38 +117,6 @@ def test_a_groups_only_error_is_raised_as_itself() -> None:
                 inner.start_soon(fail)
 
     asyncio.run(test())
-
-
-def facts(**changes: object) -> Facts:
-    sound: dict[str, object] = {
-        "broker_connected": True,
-        "broker_error": None,
-        "model_state": "ready",
-        "model_reason": None,
-        "cameras": {"a": CameraFacts("running", result_age_s=0.1)},
-    }
-    return Facts(**{**sound, **changes})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changes", "state", "name", "fact"),
-    [
-        ({}, "ok", "broker", "connected"),
-        ({"broker_connected": False, "broker_error": "refused"}, "failed", "broker", "refused"),
-        ({"model_state": "loading"}, "degraded", "model", "loading"),
-        ({"model_state": "failed", "model_reason": "no file"}, "failed", "model", "no file"),
-        ({"cameras": {"a": CameraFacts("backoff", "timeout")}}, "failed", "camera.a", "timeout"),
-        ({"cameras": {"a": CameraFacts("running")}}, "degraded", "camera.a", "no result yet"),
-        ({"cameras": {"a": CameraFacts("running", result_age_s=9)}}, "degraded", "camera.a", "last result 9.0 s ago"),
-        ({"cameras": {"a": CameraFacts("disabled", "end_of_stream")}}, "ok", "camera.a", "end_of_stream"),
-    ],
-)
-def test_health_is_the_worst_of_its_checks_with_the_fact_behind(
-    changes: dict[str, object], state: str, name: str, fact: str
-) -> None:
-    overall, checks = health.health(facts(**changes), max_result_age_s=5)
-    assert overall == state
-    assert checks[name] == Check(state, fact)  # type: ignore[arg-type]
 
 
 def test_a_rate_is_events_over_time() -> None:

@@ -22,6 +22,7 @@ from edge_agent.messages import Topics
 from edge_agent.models.loaded import Inferred, LoadedModel, open_model
 from edge_agent.models.store import ModelStore
 from edge_agent.pipeline import Reporter, infer
+from edge_agent.pulse import Pulse
 from edge_agent.queue import FrameQueue, QueueLimits
 from edge_agent.stats import LineStats
 from edge_agent.zones import Watch
@@ -88,7 +89,7 @@ class Line:
     def run(self) -> float:
         self.queue.close()
         began = time.monotonic()
-        infer(self.queue, self.slot, self.report, release=lambda frame: self.released.append(frame.seq))  # type: ignore[arg-type]
+        infer(self.queue, self.slot, self.report, release=lambda frame: self.released.append(frame.seq), pulse=Pulse())  # type: ignore[arg-type]
         return time.monotonic() - began
 
 
@@ -147,7 +148,9 @@ def test_a_lone_frame_does_not_wait_for_others() -> None:
         results.extend(found)
         came.set()
 
-    thread = threading.Thread(target=infer, args=(queue, slot, report), kwargs={"release": lambda frame: None})
+    thread = threading.Thread(
+        target=infer, args=(queue, slot, report), kwargs={"release": lambda frame: None, "pulse": Pulse()}
+    )
     thread.start()
     try:
         queue.put(frame(0))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from edge_agent.data import Detections, Frame, Mask, ModelRef, Names, Result, Timings
 from edge_agent.errors import CommandError
-from edge_agent.messages import Topics, command_id, decode_command, encode_result, percentiles, timestamp
+from edge_agent.messages import Topics, command_id, decode_command, encode_result, timestamp
 from edge_agent.predictions import rle
 from tests import schemas
 from tests.rigs import Heard
@@ -93,9 +93,3 @@ def test_a_reply_topic_can_always_be_published_to(identity: str) -> None:
     topic = TOPICS.reply(identity)
     assert topic.count("/") == 3
     assert not set("+#\0") & set(topic)
-
-
-def test_percentiles_are_nearest_rank_and_null_where_there_is_nothing() -> None:
-    of_hundred = percentiles([float(i) for i in range(1, 101)])
-    assert (of_hundred.p50, of_hundred.p95, of_hundred.p99, of_hundred.max) == (50, 95, 99, 100)
-    assert percentiles([]).p50 is None

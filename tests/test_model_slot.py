@@ -30,6 +30,7 @@ from edge_agent.models.loading import ModelLoader, Wanted
 from edge_agent.models.store import ModelStore
 from edge_agent.pipeline import infer
 from edge_agent.policy import Conditions
+from edge_agent.pulse import Pulse
 from edge_agent.queue import FrameQueue, QueueLimits
 from edge_agent.threads import OwnerThread
 from tests.fake_gpu import FakeTensorRt
@@ -74,7 +75,7 @@ class Line:
         self.released = 0
 
     def run(self) -> None:
-        infer(self.queue, self.slot, self.results.extend, release=self._release)
+        infer(self.queue, self.slot, self.results.extend, release=self._release, pulse=Pulse())
 
     def _release(self, frame: Frame) -> None:
         self.released += 1
