@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import faulthandler
 import os
+import select
 import signal
 import sys
 import threading
@@ -12,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edge_agent import __version__
+from edge_agent import __version__, logs
 from edge_agent.errors import ConfigError, EdgeAgentError, GpuLost
 
 if TYPE_CHECKING:
@@ -26,8 +29,9 @@ EX_OK, EX_FAILED, EX_GPU_LOST, EX_CONFIG = 0, 1, 75, 78
 EX_RESTART = -1
 """No exit status: the agent was told to start anew."""
 
-_OUR_THREADS = ("capture:", "engine", "loader", "library", "chores", "spool")
+_OUR_THREADS = ("capture:", "engine", "loader", "library", "chores", "spool", "sensors")
 _GRACE_S = 1.0
+_LAST_WORDS_S = 0.3
 _ONE_SIGNAL_S = 0.25  # timeout(1) and some supervisors signal a process and its group: that is one wish
 
 
@@ -36,21 +40,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     arguments = _parser().parse_args(argv)
     status = arguments.act(arguments)
     if status == EX_RESTART:  # in the same process, so that whoever watches it goes on watching
-        sys.stdout.flush()
-        sys.stderr.flush()
+        logs.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if status == EX_GPU_LOST:  # the libraries' own endings would trip over it
-        sys.stdout.flush()
-        sys.stderr.flush()
+        logs.flush()
         os._exit(status)
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(_OUR_THREADS)]
     for thread in threads:
         thread.join(_GRACE_S / len(threads))
     if left := [thread.name for thread in threads if thread.is_alive()]:
         # A thread stuck in a driver would hold up the interpreter's end, or crash it by coming back in it.
-        print(f"warning: left behind: {', '.join(left)}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _say(f"warning: left behind: {', '.join(left)}")
         os._exit(status)
     sys.exit(status)
 
@@ -80,13 +80,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from edge_agent.check import check
 
     problems: list[str] = []
+    moved: list[str] = []
     try:
-        loaded = config.load(arguments.config)
+        loaded = config.load(arguments.config, tell=moved.append)
     except ConfigError as error:
         problems += error.problems
         loaded = error.usable
     if loaded is not None:
         problems += check(loaded)
+    for sentence in moved:
+        print(f"warning: {sentence}", file=sys.stderr)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
@@ -97,26 +100,27 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from edge_agent import logs
     from edge_agent.settings import Settings
 
+    faulthandler.enable()  # systemd's watchdog ends what hangs with SIGABRT: let it say where it hung
     settings = Settings(arguments.config)
+    logs.configure()
     try:
         loaded = settings.load()
         logs.configure(level=loaded.logging.level, format=loaded.logging.format)
-        if asyncio.run(_serve(loaded, settings)):
-            return EX_RESTART
+        return EX_RESTART if asyncio.run(_serve(loaded, settings)) else EX_OK
     except ConfigError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            _say(f"error: {problem}")
         return EX_CONFIG
     except GpuLost as error:
-        print(f"error: the GPU is lost to this process: {error}", file=sys.stderr)
+        _say(f"error: the GPU is lost to this process: {error}")
         return EX_GPU_LOST
     except EdgeAgentError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EX_FAILED
-    return EX_OK
+    finally:
+        logs.flush()  # before a traceback is shown, too
 
 
 async def _serve(loaded: Config, settings: Settings) -> bool:
@@ -152,6 +156,7 @@ class _End:
             self._asked_at = now
             self.stop.set()
         elif now - self._asked_at > _ONE_SIGNAL_S:
+            logs.flush(_LAST_WORDS_S)
             os._exit(128 + number)
 
     @property
@@ -166,5 +171,17 @@ class _End:
 
 
 def _give_up(timeout_s: float) -> None:
-    print(f"error: not stopped within {timeout_s:g} s (agent.shutdown_timeout_s); exiting", file=sys.stderr, flush=True)
+    _say(f"error: not stopped within {timeout_s:g} s (agent.shutdown_timeout_s); exiting")
     os._exit(EX_FAILED)
+
+
+def _say(sentence: str) -> None:
+    """On stderr, after what was logged; not if nobody takes it, for the process must come to its end."""
+    logs.flush(_LAST_WORDS_S)
+    if sys.stderr is None:
+        return
+    stderr = select.poll()
+    stderr.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if stderr.poll(0):
+            os.write(2, f"{sentence}\n".encode(errors="replace"))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_ori
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_agent import plugins
+from edge_agent import migrations, plugins
 from edge_agent._compat import tomllib
 from edge_agent.errors import ConfigError
 
@@ -281,6 +281,17 @@ class StatsOptions(Table):
     interval_s: Positive = 10.0
 
 
+class HealthOptions(Table):
+    """`[health]`: when what is checked is no longer well. `recovery_s`: how long it must be well again before it counts
+    as that; `min_memory_share` and `min_disk_mb`: what is to be available, a fifth of which is a failure."""
+
+    recovery_s: Annotated[float, Meta(ge=0)] = 5.0
+    max_result_age_s: Positive = 5.0
+    max_temperature_c: Positive = 90.0
+    min_memory_share: Share = 0.05
+    min_disk_mb: Annotated[float, Meta(ge=0)] = 500.0
+
+
 class SnapshotOptions(Table):
     """`[snapshots]`"""
 
@@ -300,7 +311,7 @@ class LoggingOptions(Table):
 class Config(Table):
     """The whole file. `cameras` and `backends` hold the options of their own plug-ins."""
 
-    config_version: Literal[1] = 1
+    config_version: Count = migrations.VERSION
     agent: AgentOptions = msgspec.field(default_factory=AgentOptions)
     mqtt: MqttOptions = msgspec.field(default_factory=MqttOptions)
     model: ModelChoice = msgspec.field(default_factory=ModelChoice)
@@ -316,6 +327,7 @@ class Config(Table):
     homeassistant: HomeAssistantOptions = msgspec.field(default_factory=HomeAssistantOptions)
     prometheus: PrometheusOptions = msgspec.field(default_factory=PrometheusOptions)
     stats: StatsOptions = msgspec.field(default_factory=StatsOptions)
+    health: HealthOptions = msgspec.field(default_factory=HealthOptions)
     snapshots: SnapshotOptions = msgspec.field(default_factory=SnapshotOptions)
     logging: LoggingOptions = msgspec.field(default_factory=LoggingOptions)
 
@@ -329,13 +341,16 @@ class _WithOptions(Protocol):
     Options: type[Table]
 
 
-def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
+def load(
+    path: Path, *, environ: Mapping[str, str] = os.environ, tell: Callable[[str], None] = lambda sentence: None
+) -> Config:
     """Read and check a file. Raises `ConfigError` holding every problem found, each with its key's path.
 
     Relative paths in `*_file` keys and in the `path` of models and files are taken from the file's folder.
-    The error's `usable` is what could be read all the same.
+    The error's `usable` is what could be read all the same. `tell` hears of each key of an older version that is
+    elsewhere now.
     """
-    return parse(read(path), folder=path.parent, environ=environ)
+    return parse(read(path), folder=path.parent, environ=environ, tell=tell)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -352,10 +367,19 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def parse(raw: Mapping[str, Any], *, folder: Path = Path(), environ: Mapping[str, str] = os.environ) -> Config:
-    """A checked `Config` from decoded TOML; see `load`."""
+def parse(
+    raw: Mapping[str, Any],
+    *,
+    folder: Path = Path(),
+    environ: Mapping[str, str] = os.environ,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Config:
+    """A checked `Config` from decoded TOML, of this version or an older one; see `load`."""
+    tables, moved = migrations.migrated(raw)
+    for sentence in moved:
+        tell(sentence)
     reader = _Reader(folder, environ)
-    config = reader.table(raw, Config, "")
+    config = reader.table(tables, Config, "")
     problems = [*reader.problems, *(_contradictions(config) if config and not reader.problems else ())]
     if problems or config is None:
         raise ConfigError(*problems, usable=config)

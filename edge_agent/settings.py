@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from edge_agent import config
+from edge_agent import config, migrations
 from edge_agent.config import Config, state_directory
 from edge_agent.errors import CommandError, ConfigError, ModelError
 from edge_agent.models.files import storing, write_whole
@@ -52,7 +52,7 @@ class Settings:
         if self._file is None:
             assert self._fixed is not None
             return self._fixed
-        plain = config.load(self._file)
+        plain = config.load(self._file, tell=_tell)
         self.changes = _read(_path(plain))
         try:
             return self._with(self.changes) if self.changes else plain
@@ -88,7 +88,7 @@ class Settings:
     def _require_logins(self, changes: Mapping[str, Any]) -> None:
         """A camera's login goes to no other place by command. Raises `CommandError` (`forbidden`)."""
         assert self._file is not None
-        there = _laid_over(config.read(self._file), self.changes).get("cameras", {})
+        there = _laid_over(self._plain(), self.changes).get("cameras", {})
         for name, table in changes.get("cameras", {}).items():
             has_login = isinstance(there.get(name), Mapping) and {"password", "password_file"} & set(there[name])
             if has_login and table and {"url", "source"} & set(table) and "password" not in table:
@@ -112,9 +112,14 @@ class Settings:
         except ConfigError as error:
             raise CommandError("; ".join(error.problems), code="bad_arguments") from error
 
+    def _plain(self) -> Tables:
+        """The file's tables in this version's layout, which is that of the changes. Raises `ConfigError`."""
+        assert self._file is not None
+        return migrations.migrated(config.read(self._file))[0]
+
     def _with(self, changes: Tables) -> Config:
         assert self._file is not None
-        raw = _laid_over(config.read(self._file), changes)
+        raw = _laid_over(self._plain(), changes)
         raw["cameras"] = {
             name: {key: value for key, value in table.items() if key != _ANEW} if isinstance(table, Mapping) else table
             for name, table in raw.get("cameras", {}).items()
@@ -127,7 +132,8 @@ class Settings:
         try:
             with storing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"schema": 1, "changes": changes}, indent=1)
+                kept = {"schema": 1, "config_version": migrations.VERSION, "changes": changes}
+                text = json.dumps(kept, indent=1)
                 write_whole(path, text.encode(), mode=0o600)  # a camera's password may be in it
         except ModelError as error:  # it holds all the same, until the agent ends
             log.error("settings.not_kept", path=str(path), reason=str(error))
@@ -178,12 +184,19 @@ def _read(path: Path) -> Tables:
         changes = kept["changes"] if kept["schema"] == 1 else None
         if not isinstance(changes, dict):
             raise ValueError("it is of another schema")
+        changes, moved = migrations.migrated({**changes, "config_version": kept.get("config_version", 1)})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         log.error("settings.unreadable", path=str(path), reason=str(error))
         return {}
-    return changes
+    for sentence in moved:
+        log.info("settings.moved", path=str(path), what=sentence, next="it is kept so with the next change")
+    return {key: value for key, value in changes.items() if key != "config_version"}
+
+
+def _tell(sentence: str) -> None:
+    log.warning("config.moved", what=sentence)
 
 
 def _keys(tables: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from edge_agent import config, plugins
+from edge_agent import config, migrations, plugins
 from edge_agent._compat import tomllib
 from edge_agent.config import Config, parse
 from edge_agent.errors import ConfigError
@@ -57,7 +58,13 @@ def test_the_least_configuration_is_one_camera() -> None:
         ({"cameras": {"a": {"source": ":X"}}}, "cameras.a.source: ':X' names no source"),
         ({"cameras": {"a\n": {"source": "file"}}}, "cameras.a\n: a name has 1 to 64"),
         ({"mqtt": {"host": ""}}, "mqtt.host: expected `str` matching regex"),
-        ({"config_version": 2}, "config_version: "),
+        (
+            {"config_version": 3},
+            "config_version: 3 was written for a newer edge_agent; this one reads versions up to 2",
+        ),
+        ({"config_version": 0}, "config_version: expected `int` >= 1; it is 0"),
+        ({"config_version": "1"}, "config_version: expected `int`, got `str`; it is '1'"),
+        ({"config_version": True}, "config_version: expected `int`, got `bool`; it is True"),
         ({"mqtt": {"host": "${NOT_SET}"}}, "mqtt.host: the environment variable NOT_SET is not set"),
     ],
 )
@@ -128,6 +135,17 @@ def test_a_secret_is_given_once_and_its_file_must_be_there(tmp_path: Path) -> No
     assert problems({"mqtt": {"password_file": "y"}}, folder=tmp_path) == [
         "mqtt.password_file: cannot read the secret: No such file or directory"
     ]
+
+
+def test_a_secret_may_be_a_credential_of_systemd(tmp_path: Path) -> None:
+    shown = re.search(r'password_file = ("\$\{CREDENTIALS_DIRECTORY\}/([\w-]+)")', (ROOT / "config.toml").read_text())
+    assert shown is not None
+    (tmp_path / shown[2]).write_text("hunter2\n")
+    raw = tomllib.loads(f'[cameras.gate]\nsource = "rtsp"\nurl = "rtsp://x/"\npassword_file = {shown[1]}\n')
+    loaded = parse(raw, folder=Path("/etc/edge-agent"), environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert loaded.cameras["gate"].password.reveal() == "hunter2"  # type: ignore[attr-defined]
+    [problem] = problems(raw, environ={})
+    assert "the environment variable CREDENTIALS_DIRECTORY is not set" in problem
 
 
 def test_a_mistyped_secret_is_not_shown() -> None:
@@ -237,3 +255,68 @@ def test_the_shipped_file_is_valid_toml_when_its_examples_are_uncommented() -> N
         raw["cameras"][name].pop("password_file")
     raw["tracking"]["enabled"] = True  # which lines want
     assert parse(raw, environ={}).models.entries["yolox-nano"].labels == "coco80"
+
+
+RTSP = {"source": "rtsp", "url": "rtsp://x/"}
+
+
+def test_a_file_of_version_1_is_read_as_it_was_meant() -> None:
+    told: list[str] = []
+    cameras = {
+        "lost": {**RTSP, "read_timeout_s": 3.0},
+        "both": {**RTSP, "read_timeout_s": 3.0, "stall_timeout_s": 4.0},
+        "plain": RTSP,
+    }
+    raw = {"cameras": cameras}
+    loaded = parse(raw, tell=told.append)
+    assert [camera.stall_timeout_s for camera in loaded.cameras.values()] == [1.5, 4.0, 5.0]
+    assert loaded.config_version == migrations.VERSION == 2
+    assert told == [
+        "cameras.lost.read_timeout_s is cameras.lost.stall_timeout_s now, and half as long, since a stream is lost "
+        "after twice that time: write stall_timeout_s = 1.5",
+        "cameras.both.read_timeout_s is no key any more, and stall_timeout_s is there: take it out",
+    ]
+    assert raw == {"cameras": cameras}, "what was given stays as it is"
+    assert "read_timeout_s" in cameras["lost"]
+    assert parse({"config_version": 1, **raw}) == loaded
+
+
+def test_what_moved_is_unknown_where_the_file_says_that_it_is_new() -> None:
+    [problem] = problems({"config_version": 2, "cameras": {"a": {**RTSP, "read_timeout_s": 3.0}}})
+    assert problem.startswith("cameras.a.read_timeout_s: unknown key; did you mean")
+
+
+def test_a_moved_value_that_is_wrong_is_named_by_its_new_key() -> None:
+    found = problems({"cameras": {"a": {**RTSP, "read_timeout_s": "3"}, "b": 4}})
+    assert [problem.split(":")[0] for problem in found] == ["cameras.a.stall_timeout_s", "cameras.b"]
+    [problem] = problems({"cameras": {"a": {"source": "file", "path": "x", "read_timeout_s": 3}}})
+    assert problem.startswith("cameras.a.read_timeout_s: unknown key"), "another source never had it"
+
+
+@given(version=st.integers(1, 4), newest=st.integers(1, 4))
+def test_each_step_is_taken_once_and_in_order(version: int, newest: int) -> None:
+    def step(number: int) -> migrations.Step:
+        def go(tables: dict[str, Any]) -> Iterator[str]:
+            tables["a"]["was"].append(number)
+            yield f"step {number}"
+
+        return go
+
+    steps = [step(number) for number in range(1, newest)]
+    raw = {"config_version": version, "a": {"was": []}}
+    if version > newest:
+        with pytest.raises(ConfigError, match=f"config_version: {version} was written for a newer edge_agent"):
+            migrations.migrated(raw, steps=steps)
+        return
+    tables, moved = migrations.migrated(raw, steps=steps)
+    taken = list(range(version, newest))
+    assert tables == {"config_version": newest, "a": {"was": taken}}
+    assert moved == [f"step {number}" for number in taken]
+    assert migrations.migrated(tables, steps=steps) == (tables, [])
+    assert raw == {"config_version": version, "a": {"was": []}}
+
+
+def test_the_shipped_file_is_of_this_version_and_nothing_in_it_moved() -> None:
+    raw = config.read(ROOT / "config.toml")
+    assert raw["config_version"] == migrations.VERSION
+    assert migrations.migrated({**raw, "config_version": 1}) == (raw, [])

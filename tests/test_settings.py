@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from edge_agent import migrations
 from edge_agent.config import state_directory
 from edge_agent.errors import CommandError, ConfigError
 from edge_agent.settings import Settings, _laid_over
@@ -176,3 +178,49 @@ def test_laying_over_is_stable_and_touches_neither(below: dict[str, Any], above:
     for key, value in above.items():
         if not isinstance(value, dict):
             assert once[key] == value
+
+
+RTSP = '[cameras.gate]\nsource = "rtsp"\nurl = "rtsp://x/"\nread_timeout_s = 3.0\n'
+
+
+def test_an_older_file_takes_changes_and_is_told_once_for_each_time_it_is_read(settings: Settings) -> None:
+    assert settings._file is not None
+    settings._file.write_text(settings._file.read_text() + RTSP)
+    with capture_logs() as logged:
+        settings.load()
+    [event] = logged
+    assert (event["event"], event["log_level"]) == ("config.moved", "warning")
+    assert "cameras.gate.stall_timeout_s now" in event["what"]
+    with capture_logs() as logged:
+        loaded = settings.changed({"cameras": {"b": {"fps": 5.0}}})
+        again = settings.changed({"cameras": {"gate": {"stall_timeout_s": 2.0}}})
+    assert logged == []
+    assert (loaded.cameras["gate"].stall_timeout_s, again.cameras["gate"].stall_timeout_s) == (1.5, 2.0)
+    assert json.loads(kept(settings).read_text())["config_version"] == migrations.VERSION
+
+
+@pytest.mark.parametrize("version", [{}, {"config_version": 1}])
+def test_changes_that_an_older_agent_kept_move_as_the_file_does(settings: Settings, version: dict[str, int]) -> None:
+    gate = {"source": "rtsp", "url": "rtsp://x/", "read_timeout_s": 3.0}
+    path = kept(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": 1, **version, "changes": {"cameras": {"gate": gate}}}))
+    with capture_logs() as logged:
+        loaded = settings.load()
+    assert loaded.cameras["gate"].stall_timeout_s == 1.5
+    assert [event["event"] for event in logged] == ["settings.moved"]
+    assert settings.changed_keys == ["cameras.gate.source", "cameras.gate.stall_timeout_s", "cameras.gate.url"]
+    settings.changed({"cameras": {"b": {"fps": 5.0}}})
+    written = json.loads(path.read_text())
+    assert "read_timeout_s" not in written["changes"]["cameras"]["gate"]
+    assert Settings(settings._file).load().cameras["gate"].stall_timeout_s == 1.5
+
+
+def test_changes_that_a_newer_agent_kept_are_passed_over_and_told(settings: Settings) -> None:
+    path = kept(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": 1, "config_version": 99, "changes": {"stats": {"interval_s": 1.0}}}))
+    with capture_logs() as logged:
+        assert settings.load().stats.interval_s == 10.0
+    [event] = logged
+    assert (event["event"], "newer edge_agent" in event["reason"]) == ("settings.unreadable", True)

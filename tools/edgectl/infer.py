@@ -92,7 +92,7 @@ def _configuration(
     camera = cameras[picture] if picture in cameras else _camera(picture)
     return config.parse(
         {
-            **{key: raw[key] for key in ("agent", "mqtt", "backends", "tracking") if key in raw},
+            **{key: raw[key] for key in ("config_version", "agent", "mqtt", "backends", "tracking") if key in raw},
             "model": {"active": name},
             "models": {**raw.get("models", {}), name: entry},
             "inference": inference,
