@@ -94,8 +94,9 @@ def test_a_stuck_engine_starves_the_watchdog_and_health_says_so(
         probe.wait("health", lambda health: health["checks"]["engine"]["state"] == "failed")
         [event] = agent.events("watchdog.no_progress")
         assert event["of"] == "engine"
-        agent.process.kill()
-        agent.process.wait()
+        agent.process.send_signal(signal.SIGABRT)  # as systemd does then
+        assert agent.process.wait(10) == -signal.SIGABRT
+    assert "misbehaving.py" in agent.text(), "it says where each thread stood"
 
 
 def test_a_stuck_camera_thread_starves_the_watchdog(
