@@ -38,7 +38,7 @@ from edge_agent.data import Frame, Message
 from edge_agent.errors import CommandError, ConfigError, EdgeAgentError, EngineError, GpuLost, ModelError
 from edge_agent.frames import FramePool
 from edge_agent.governor import Governor
-from edge_agent.homeassistant import Presence
+from edge_agent.homeassistant import Announced, Presence
 from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
 from edge_agent.model_slot import ModelSlot
@@ -94,8 +94,8 @@ async def run(
     settings = settings or Settings(fixed=config)
     with _threads() as threads:
         parts = await threads.loader.call(gather, config)
-        async with _kept(config, parts.device, threads.spooling) as (spool, ledger):
-            agent = Agent(config, parts, threads, spool, ledger, settings, stop)
+        async with _kept(config, parts.device, threads.spooling) as (spool, ledger, announced):
+            agent = Agent(config, parts, threads, spool, ledger, announced, settings, stop)
             with errors_unwrapped(), exporter(config.prometheus, agent.facts):
                 async with _broker(config.mqtt), agent.linked(), agent.inferring():
                     await _first(agent.has_tried_its_model, stop)
@@ -131,6 +131,7 @@ class Agent:
         threads: Threads,
         spool: Spool,
         ledger: Ledger,
+        announced: Announced,
         settings: Settings,
         stop: asyncio.Event,
     ) -> None:
@@ -209,6 +210,7 @@ class Agent:
             version=__version__,
             commands=_commands_of_home_assistant(config.mqtt),
             publish=self.publish,
+            announced=announced,
         )
         self._link = Link(
             config.mqtt,
@@ -528,6 +530,7 @@ class Agent:
     # What is told
 
     def _on_connect(self) -> None:
+        self._presence.connected()
         self._reports.publish_state()
 
     def _on_message(self, inbound: Inbound) -> None:
@@ -646,18 +649,21 @@ def _threads() -> Iterator[Threads]:
 
 
 @asynccontextmanager
-async def _kept(config: Config, device: str, thread: OwnerThread) -> AsyncIterator[tuple[Spool, Ledger]]:
-    """What keeps messages while the broker is away, and what knows which commands were done; at the end all of it is on
-    the disk."""
+async def _kept(config: Config, device: str, thread: OwnerThread) -> AsyncIterator[tuple[Spool, Ledger, Announced]]:
+    """What keeps messages while the broker is away, what knows which commands were done, and what where Home Assistant
+    was told of this device; at the end all of it is on the disk."""
     state = state_directory()
     spool: Spool = MemorySpool()
     if config.spool.enabled:
         spool = await thread.call(DiskSpool, state / f"spool-{device}.db", config.spool)
     ledger = await thread.call(Ledger, state / f"commands-{device}.db", device)
+    topics = Topics(config.mqtt.prefix, device)
+    announced = await thread.call(Announced, state / f"homeassistant-{device}.txt", topics, config.homeassistant)
     try:
-        yield spool, ledger
+        yield spool, ledger, announced
     finally:
         with anyio.CancelScope(shield=True):
+            await thread.call(announced.close)
             await thread.call(spool.close)
             await thread.call(ledger.close)
 

@@ -9,11 +9,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
+
+import structlog
 
 from edge_agent.config import HomeAssistantOptions
 from edge_agent.data import Message
-from edge_agent.messages import Topics
+from edge_agent.messages import Topics, is_publishable
+
+log = structlog.get_logger()
 
 Json: TypeAlias = "str | int | bool | Sequence[Json] | dict[str, Json]"
 Component: TypeAlias = "dict[str, Json]"
@@ -27,8 +32,47 @@ _MOST_BYTES = 1_000_000
 _ONLINE = '{{ "online" if value_json.state == "running" else "offline" }}'
 
 
+class Announced:
+    """Remembers over restarts on which topics this device was announced, so that it can be taken from there again.
+
+    `earlier` are those of earlier runs that are not this one's. Opening and `close` block; `forget` does not. A run
+    that was killed has forgotten nothing: the next takes away once more what is gone.
+    """
+
+    def __init__(self, path: Path | None, topics: Topics, options: HomeAssistantOptions) -> None:
+        self._path = path
+        self._kept = self._read()
+        now = {_topic(topics, options)} if options.enabled else set()
+        self.earlier = sorted(self._kept - now)
+        self._topics = self._kept | now
+        self.close()  # a run that is killed is remembered too
+
+    def forget(self, topic: str) -> None:
+        """Nothing of the device is there any more."""
+        self._topics.discard(topic)
+
+    def close(self) -> None:
+        """Keep what is to be remembered."""
+        if self._path is None or self._topics == self._kept:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(f"{topic}\n" for topic in sorted(self._topics)), encoding="utf-8")
+            self._kept = set(self._topics)
+        except OSError as error:
+            log.warning("homeassistant.not_remembered", path=str(self._path), reason=error.strerror)
+
+    def _read(self) -> set[str]:
+        try:
+            text = self._path.read_text(encoding="utf-8") if self._path else ""
+        except (OSError, ValueError):
+            return set()
+        return {topic for topic in text.splitlines() if is_publishable(topic)}
+
+
 class Presence:
-    """Keeps Home Assistant told of what there is. `commands`: those that the agent takes from it."""
+    """Keeps Home Assistant told of what there is. `commands`: those that the agent takes from it. `announced`: what
+    earlier runs told it, and this one does not, goes."""
 
     def __init__(
         self,
@@ -38,29 +82,37 @@ class Presence:
         version: str,
         commands: Collection[str],
         publish: Callable[[Message], None],
+        announced: Announced | None = None,
     ) -> None:
         self._options = options
         self._topics = topics
         self._version = version
         self._commands = commands
         self._publish = publish
+        self._announced = announced or Announced(None, topics, options)
+        self._leaving = set(self._announced.earlier)
         self._cameras: Sequence[str] = ()
         self._models: Sequence[str] = ()
         self._last = b""
-
-    @property
-    def listens(self) -> list[str]:
+        ours = [birth_topic(options), _topic(topics, options)] if options.enabled else []
+        self.listens: Sequence[str] = [*ours, *self._announced.earlier]
         """The topics to hear: where Home Assistant says that it is there, and what the broker keeps of ours."""
-        return [birth_topic(self._options), _topic(self._topics, self._options)] if self._options.enabled else []
+
+    def connected(self) -> None:
+        """There is a broker: the device goes from where it is to go, which the broker then confirms to `hear`."""
+        for topic in self._leaving:
+            self._publish(_empty(topic))
 
     def tell(self, cameras: Sequence[str], models: Sequence[str]) -> None:
-        """These are there now; before anything else is told of them, or no more told."""
-        if (list(cameras), list(models)) != (self._cameras, self._models):
+        """These are there now; before anything else is told of them, or no more told. Until models are known nothing is
+        announced: what a payload lacks is taken from Home Assistant, with all that people have made of it."""
+        if models and (list(cameras), list(models)) != (self._cameras, self._models):
             self._cameras, self._models = list(cameras), list(models)
             self._tell(self._last)
 
     def leave(self) -> None:
         """The device goes from Home Assistant, with all its entities."""
+        self._leaving.add(_topic(self._topics, self._options))
         self._publish(removal(topics=self._topics, options=self._options))
         self._options = HomeAssistantOptions(enabled=False)
 
@@ -68,7 +120,11 @@ class Presence:
         """Whether a message was for this."""
         if topic not in self.listens:
             return False
-        if topic == birth_topic(self._options):
+        if topic in self._leaving:
+            if not payload:
+                self._leaving.discard(topic)
+                self._announced.forget(topic)
+        elif topic == birth_topic(self._options):
             if payload == b"online":
                 self._tell(self._last)
         elif (
@@ -79,6 +135,9 @@ class Presence:
 
     def _tell(self, before: bytes) -> None:
         if not self._options.enabled:
+            return
+        if not self._models:
+            self._last = before
             return
         message = discovery(
             topics=self._topics,
@@ -133,7 +192,11 @@ def discovery(
 
 def removal(*, topics: Topics, options: HomeAssistantOptions) -> Message:
     """The device goes, with all its entities."""
-    return Message(_topic(topics, options), b"", "status", retain=True)
+    return _empty(_topic(topics, options))
+
+
+def _empty(topic: str) -> Message:
+    return Message(topic, b"", "status", retain=True)
 
 
 def birth_topic(options: HomeAssistantOptions) -> str:
@@ -171,6 +234,12 @@ def _of_device(topics: Topics, models: Sequence[str], commands: Collection[str])
             "value_template": '{{ (value_json.stages_ms.get("total") or {}).get("p95") }}',
         },
     )
+    hot: Component = {"name": "Temperature", "device_class": "temperature", "unit_of_measurement": "°C"}
+    load: Component = {"name": "GPU load", "icon": "mdi:expansion-card", "unit_of_measurement": "%"}
+    used: Component = {"name": "Memory used", "icon": "mdi:memory", "unit_of_measurement": "%"}
+    yield "temperature", _of_machine(topics, "temperature", hot, _TEMPERATURE)
+    yield "gpu_load", _of_machine(topics, "gpu_load", load, _GPU_LOAD)
+    yield "memory", _of_machine(topics, "memory", used, _MEMORY)
     if models and "model.activate" in commands:
         yield (
             "model",
@@ -199,6 +268,20 @@ def _of_device(topics: Topics, models: Sequence[str], commands: Collection[str])
                 "command_template": _command("restart", '"agent.restart"', "{}"),
             },
         )
+
+
+def _of_machine(topics: Topics, key: str, component: Component, template: str) -> Component:
+    """What the agent's sensors see; unknown where they see nothing of it."""
+    return {
+        "p": "sensor",
+        **component,
+        "unique_id": f"{topics.root}/{key}",
+        "state_class": "measurement",
+        "suggested_display_precision": 0,
+        "entity_category": "diagnostic",
+        "state_topic": topics.stats,
+        "value_template": template,
+    }
 
 
 def _of_camera(topics: Topics, camera: str, commands: Collection[str]) -> Iterator[tuple[str, Component]]:
@@ -293,6 +376,22 @@ _CHECKS = (
     "{% set told.checks = dict(told.checks, **{name: fact}) %}{% endfor %}{{ told.checks | tojson }}"
 )
 _WHY = '{{ {"state": value_json.state, "reason": value_json.reason, "message": value_json.message} | tojson }}'
+_GPUS = '(value_json.get("gpus") or [])'
+_BOARD = '(value_json.get("board") or {})'
+_HIGHEST = "{% set known = seen | reject('none') | list %}{{ known | max if known else None }}"
+_TEMPERATURE = (
+    f'{{% set zones = ({_BOARD}.get("temperatures_c") or {{}}).values() | list %}}'
+    f'{{% set seen = {_GPUS} | map(attribute="temperature_c") | list + zones %}}{_HIGHEST}'
+)
+_GPU_LOAD = (
+    f'{{% set seen = {_GPUS} | map(attribute="utilisation_percent") | list %}}'
+    f'{{% set seen = seen + [{_BOARD}.get("gpu_percent")] %}}{_HIGHEST}'
+)
+_MEMORY = (
+    '{% set host = value_json.get("host") or {} %}'
+    '{% set used, total = host.get("memory_used_mb"), host.get("memory_total_mb") %}'
+    "{{ (100 * used / total) | round(1) if used is not none and total else None }}"
+)
 # A rung of the latency ladder is no option; that is unknown, and no error in Home Assistant's log at each message.
 _ACTIVE_MODEL = (
     '{% set ids = value_json.models | map(attribute="id") | list %}'

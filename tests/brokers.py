@@ -10,101 +10,41 @@ import base64
 import hashlib
 import json
 import os
-import signal
-import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 
-from tests.rigs import free_port, need_program, wait_until
+from tests.rigs import Probe, Server, accepts, free_port, need_program, wait_until
 
 PASSWORD = "hunter22"
-RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+RABBITMQ = "usr/lib/rabbitmq/bin/rabbitmq-server"
+RABBITMQ_4 = "EDGE_AGENT_RABBITMQ_4"
 DYNAMIC_SECURITY = "mosquitto_dynamic_security.so"
 
-
-class Server:
-    """A broker's process. `port` is where the agent goes, `plain_port` a plain way in for a `Probe`; `mqtt` are the
-    lines of `[mqtt]` besides the port."""
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        port: int,
-        plain_port: int,
-        log: Path,
-        mqtt: str = "",
-        environ: Mapping[str, str] | None = None,
-        start_within_s: float = 10.0,
-    ) -> None:
-        self.port = port
-        self.plain_port = plain_port
-        self.mqtt = mqtt
-        self.log = log
-        self._command = command
-        self._environ = {**os.environ, **(environ or {})}
-        self._start_within_s = start_within_s
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
-            wait_until(self._is_there, timeout_s=self._start_within_s, what=f"{self._command[0]} listens")
-        except AssertionError:
-            print(self.text()[-3000:])
-            self.kill()
-            raise
-
-    def kill(self) -> None:
-        """SIGKILL: nobody is told, nothing is written."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        """It holds its connections and says nothing."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def __enter__(self) -> Server:
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def _is_there(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"{self._command[0]} ended: {self.text()[-1000:]}"
-        return _accepts(self.plain_port) and _accepts(self.port)
+_OTHERS_OF_MQTT_5 = ["rabbitmq_4"] if RABBITMQ_4 in os.environ else []
+OTHERS = ["rabbitmq", *_OTHERS_OF_MQTT_5]
+"""The brokers besides mosquitto that the fixture `broker` can be."""
 
 
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+def _on(others: Iterable[str]) -> pytest.MarkDecorator:
+    long = (pytest.mark.slow, pytest.mark.soak)
+    names = ["mosquitto", *(pytest.param(name, marks=long) for name in others)]
+    return pytest.mark.parametrize("broker", names, indirect=True)
+
+
+on_all_brokers = _on(OTHERS)
+"""For a test of what the agent says to a broker, which uses the fixture `broker`."""
+on_brokers_of_mqtt_5 = _on(_OTHERS_OF_MQTT_5)
+"""The same, for what there is in MQTT 5 alone: response topics, correlation data, reason codes."""
 
 
 def plain(folder: Path) -> Server:
@@ -217,73 +157,128 @@ def unix_socket(folder: Path) -> Server:
     return _mosquitto(folder, listener=f"listener 0 {path}", mqtt=mqtt)
 
 
-def rabbitmq(folder: Path, *, transport: str = "tcp") -> Server:
-    """A RabbitMQ of its own: node, ports, files, loopback only. Bookworm's 3.10 speaks MQTT 3.1.1 alone. What it does
-    differently: retained messages reach subscriptions without wildcards only, and QoS 2 becomes 1."""
-    if not RABBITMQ.exists():
-        pytest.skip(f"{RABBITMQ} is not installed: apt-get install rabbitmq-server")
-    mqtt_port, web_port, node_port = free_port(), free_port(), free_port()
-    home = folder / f"rabbitmq-{mqtt_port}"
-    home.mkdir()
-    (home / "rabbitmq.conf").write_text(
-        f"""listeners.tcp = none
+class RabbitMq(Server):
+    """A RabbitMQ of its own: node, ports, files, loopback only. What it does differently: what it keeps of a topic
+    reaches subscriptions without wildcards only, a dot in a topic is a slash, and QoS 2 is 1.
+
+    Bookworm's, 3.10, speaks MQTT 3.1.1 alone. `root` is that of the Debian it is installed in.
+    """
+
+    keeps_for_wildcards = False
+
+    def __init__(self, folder: Path, *, version: int = paho.MQTTv311, root: Path = Path("/")) -> None:
+        if not (root / RABBITMQ).exists():
+            pytest.skip(f"/{RABBITMQ} is not installed in {root}: apt-get install rabbitmq-server")
+        mqtt_port, self.web_port, self._epmd_port = free_port(), free_port(), free_port()
+        home = folder / f"rabbitmq-{mqtt_port}"
+        home.mkdir()
+        (home / "rabbitmq.conf").write_text(
+            f"""listeners.tcp = none
 mqtt.listeners.tcp.1 = 127.0.0.1:{mqtt_port}
 mqtt.allow_anonymous = true
 web_mqtt.tcp.ip = 127.0.0.1
-web_mqtt.tcp.port = {web_port}
+web_mqtt.tcp.port = {self.web_port}
 web_mqtt.ws_path = /ws
 log.console = true
 log.console.level = warning
 log.file = false
 """
-    )
-    (home / "enabled_plugins").write_text("[rabbitmq_mqtt,rabbitmq_web_mqtt].")
-    (home / ".erlang.cookie").write_text("edge-agent-tests")
-    (home / ".erlang.cookie").chmod(0o400)
-    is_web = transport == "websockets"
-    return _RabbitMq(
-        [str(RABBITMQ)],
-        port=web_port if is_web else mqtt_port,
-        plain_port=mqtt_port,
-        log=home / "log.txt",
-        mqtt='transport = "websockets"\nwebsocket_path = "/ws"' if is_web else "",
-        environ={
-            "HOME": str(home),
-            "ERL_EPMD_PORT": str(free_port()),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
-            "RABBITMQ_DIST_PORT": str(node_port),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
-            "RABBITMQ_LOG_BASE": str(home / "log"),
-            "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
-            "RABBITMQ_NODENAME": f"tests-{mqtt_port}@localhost",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "RUNNING_UNDER_SYSTEMD": "true",  # the script then becomes the node, which signals reach
-        },
-        start_within_s=60.0,
-    )
-
-
-class _RabbitMq(Server):
-    """Nodes find each other through epmd, which a node would start and leave running: here it has an owner."""
-
-    _epmd: subprocess.Popen[bytes] | None = None
+        )
+        (home / "enabled_plugins").write_text("[rabbitmq_mqtt,rabbitmq_web_mqtt].")
+        (home / ".erlang.cookie").write_text("edge-agent-tests")
+        (home / ".erlang.cookie").chmod(0o400)
+        self._within = [] if root == Path("/") else [need_program("chroot", "coreutils"), str(root)]
+        seen = "/" / home.relative_to(root)
+        super().__init__(
+            [*self._within, f"/{RABBITMQ}"],
+            port=mqtt_port,
+            plain_port=mqtt_port,
+            log=home / "log.txt",
+            version=version,
+            environ={
+                "HOME": str(seen),
+                "ERL_EPMD_PORT": str(self._epmd_port),
+                "ERL_EPMD_ADDRESS": "127.0.0.1",
+                "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+                "RABBITMQ_CONFIG_FILE": str(seen / "rabbitmq.conf"),
+                "RABBITMQ_DIST_PORT": str(free_port()),
+                "RABBITMQ_ENABLED_PLUGINS_FILE": str(seen / "enabled_plugins"),
+                "RABBITMQ_LOG_BASE": str(seen / "log"),
+                "RABBITMQ_MNESIA_BASE": str(seen / "mnesia"),
+                "RABBITMQ_NODENAME": f"tests-{mqtt_port}@localhost",
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+                "RUNNING_UNDER_SYSTEMD": "true",  # the script then becomes the node, which signals reach
+            },
+            start_within_s=60.0,
+        )
+        self.web_mqtt = 'transport = "websockets"\nwebsocket_path = "/ws"'
+        self._epmd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Nodes find each other through epmd, which a node would start and leave running: here it has an owner."""
         if self._epmd is None:
-            command = [need_program("epmd", "erlang-base"), "-address", "127.0.0.1", "-relaxed_command_check"]
-            self._epmd = subprocess.Popen(
-                [*command, "-port", self._environ["ERL_EPMD_PORT"]], stderr=subprocess.DEVNULL
-            )
-            wait_until(lambda: _accepts(int(self._environ["ERL_EPMD_PORT"])), what="epmd listens")
+            command = [*self._within, "/usr/bin/epmd", "-address", "127.0.0.1", "-relaxed_command_check"]
+            self._epmd = subprocess.Popen([*command, "-port", str(self._epmd_port)], stderr=subprocess.DEVNULL)
+            wait_until(lambda: accepts(self._epmd_port), what="epmd listens")
         super().start()
+
+    def __enter__(self) -> RabbitMq:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait()
+
+    def _is_there(self) -> bool:
+        return super()._is_there() and accepts(self.web_port)
+
+
+@contextmanager
+def rabbitmq_4() -> Iterator[RabbitMq]:
+    """RabbitMQ 4, which speaks MQTT 5, from a Debian 13 in the folder EDGE_AGENT_RABBITMQ_4; as root, made with
+    `debootstrap --variant=minbase --include=rabbitmq-server trixie FOLDER http://deb.debian.org/debian`."""
+    root = Path(os.environ[RABBITMQ_4])
+    with TemporaryDirectory(dir=root / "tmp") as home, RabbitMq(Path(home), version=paho.MQTTv5, root=root) as broker:
+        yield broker
+
+
+class Sweeper(Probe):
+    """Clears what a broker has kept."""
+
+    def sweep(self, topics: Iterable[str]) -> None:
+        for topic in set(topics):
+            self.publish(topic, b"", retain=True)
+
+    def hold_to_the_contract(self) -> None:
+        """That is for those who listen for its sake."""
+
+
+@contextmanager
+def swept(broker: Server) -> Iterator[None]:
+    """Afterwards the broker runs, whatever was done to it, and keeps nothing of what was said meanwhile."""
+    with ExitStack() as stack:
+        listener = None
+        if not broker.keeps_for_wildcards:
+            listener = stack.enter_context(Sweeper(broker.plain_port, version=broker.version))
+        try:
+            yield
+        finally:
+            broker.revive()
+        if listener is not None:
+            wait_until(listener.is_connected, what="the sweeper is back")
+            listener.sweep(message.topic for message in list(listener.heard))
+            return
+        with Sweeper(broker.plain_port, version=broker.version) as sweeper:
+            sweeper.publish("edge/sweep", "done")
+            sweeper.wait_topic("edge/sweep")
+            sweeper.sweep(message.topic for message in list(sweeper.heard) if message.retain)
 
 
 def _mosquitto(folder: Path, rules: str = "allow_anonymous true", *, mqtt: str = "", listener: str = "") -> Server:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rigs import Broker, Probe, need_program
+from tests import brokers
+from tests.brokers import RabbitMq
+from tests.rigs import Broker, Probe, Server, need_program
 
 if TYPE_CHECKING:
     from tests.fake_gpu import FakeTensorRt
@@ -69,24 +71,32 @@ def fake_gpu(kernels_on_cpu: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="session")
-def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Broker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker
 
 
-@pytest.fixture
-def broker(shared_broker: Broker) -> Iterator[Broker]:
-    """The session's mosquitto; what is retained on it is cleared after the test."""
-    yield shared_broker
-    with Probe(shared_broker.port) as sweeper:
-        sweeper.publish("edge/sweep", "done")
-        sweeper.wait_topic("edge/sweep")
-        for message in list(sweeper.heard):
-            if message.retain:
-                sweeper.publish(message.topic, b"", retain=True)
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
+    with RabbitMq(tmp_path_factory.mktemp("rabbitmq")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_4() -> Iterator[RabbitMq]:
+    with brokers.rabbitmq_4() as broker:
+        yield broker
 
 
 @pytest.fixture
-def probe(broker: Broker) -> Iterator[Probe]:
-    with Probe(broker.port) as probe:
+def broker(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The session's mosquitto, or each of `on_all_brokers`. A test may kill it; what it keeps is cleared afterwards."""
+    broker: Server = request.getfixturevalue(getattr(request, "param", "mosquitto"))
+    with brokers.swept(broker):
+        yield broker
+
+
+@pytest.fixture
+def probe(broker: Server) -> Iterator[Probe]:
+    with Probe(broker.plain_port, version=broker.version) as probe:
         yield probe

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,46 +62,106 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 15.0, what: s
     return value
 
 
-class Broker:
-    """A mosquitto on a port of its own, that can be killed and started again."""
+class Server:
+    """A broker's process. `port` is where the agent goes, `plain_port` a plain way in for a `Probe`, `version` the
+    newest MQTT it speaks; `mqtt` are the lines of `[mqtt]` besides the port."""
 
-    def __init__(self, folder: Path, *, config: str = "") -> None:
-        self.port = free_port()
-        self._program = need_program("mosquitto", "mosquitto")
-        self._config = folder / f"mosquitto-{self.port}.conf"
-        rules = config or "allow_anonymous true"
-        self._config.write_text(f"user root\nlistener {self.port} 127.0.0.1\n{rules}\n")
+    keeps_for_wildcards = True
+    """Whether a subscription with wildcards brings what is retained."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        plain_port: int,
+        log: Path,
+        mqtt: str = "",
+        version: int = paho.MQTTv5,
+        environ: Mapping[str, str] | None = None,
+        start_within_s: float = 10.0,
+    ) -> None:
+        self.port = port
+        self.plain_port = plain_port
+        self.mqtt = mqtt
+        self.version = version
+        self.log = log
+        self._command = command
+        self._environ = {**os.environ, **(environ or {})}
+        self._start_within_s = start_within_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [self._program, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
         try:
-            wait_until(self._accepts, what="mosquitto listens")
+            wait_until(self._is_there, timeout_s=self._start_within_s, what=f"{self._command[0]} listens")
         except AssertionError:
+            print(self.text()[-3000:])
             self.kill()
             raise
 
     def kill(self) -> None:
+        """SIGKILL: nobody is told, nothing is written."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
-    def __enter__(self) -> Broker:
+    def freeze(self) -> None:
+        """It holds its connections and says nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def revive(self) -> None:
+        """It runs, whatever was done to it."""
+        if self._process is None:
+            self.start()
+        else:
+            self.thaw()
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def __enter__(self) -> Server:
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.kill()
 
-    def _accepts(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _is_there(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"{self._command[0]} ended: {self.text()[-1000:]}"
+        return accepts(self.plain_port) and accepts(self.port)
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Broker(Server):
+    """A mosquitto on a port of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path, *, config: str = "") -> None:
+        port = free_port()
+        file = folder / f"mosquitto-{port}.conf"
+        rules = config or "allow_anonymous true"
+        file.write_text(f"user root\nlistener {port} 127.0.0.1\n{rules}\n")
+        program = need_program("mosquitto", "mosquitto")
+        super().__init__([program, "-c", str(file)], port=port, plain_port=port, log=file.with_suffix(".log"))
 
 
 @dataclass(frozen=True)
@@ -119,12 +179,12 @@ class Heard:
 class Probe:
     """An MQTT client that keeps everything it hears; independent of the agent's own client code."""
 
-    def __init__(self, port: int, topic: str = "#", *, version: int = paho.MQTTv5) -> None:
+    def __init__(self, port: int, topic: str = "#", *, version: int = paho.MQTTv5, qos: int = 1) -> None:
         self.heard: list[Heard] = []
         self._news = threading.Condition()
         self._ready = threading.Event()
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=version)
-        self._client.on_connect = lambda client, *rest: client.subscribe(topic, qos=1)
+        self._client.on_connect = lambda client, *rest: client.subscribe(topic, qos=qos)
         self._client.on_subscribe = lambda *rest: self._ready.set()
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(min_delay=1, max_delay=1)
@@ -151,6 +211,9 @@ class Probe:
             is_ours = message.topic.startswith(f"edge/{DEVICE}/") and not message.topic.endswith("/cmd")
             if is_ours and seen[message.topic] <= _MOST_VALIDATED:
                 schemas.validate(message)
+
+    def is_connected(self) -> bool:
+        return self._client.is_connected()
 
     def publish(self, topic: str, payload: bytes | str, *, retain: bool = False, properties: Any = None) -> None:
         self._client.publish(topic, payload, qos=1, retain=retain, properties=properties).wait_for_publish(5)

@@ -25,11 +25,21 @@ CAMERA_TABLES = "".join(
 )
 
 WATCHED = """
-import asyncio, json, sys, time
+import asyncio, gc, json, sys, time
 from pathlib import Path
 from edge_agent import agent, cli
 
-lags = []
+lags, pauses, began = [], [], [0.0]
+
+def collected(phase, info):
+    now = time.monotonic()
+    if phase == "start":
+        began[0] = now
+    else:
+        pauses.append(((now - began[0]) * 1e3, info["generation"], now))
+
+gc.callbacks.append(collected)
+started = time.monotonic()
 
 async def watch():
     while True:
@@ -44,7 +54,10 @@ async def watched(config, stop, **more):
     again = await run(config, stop, **more)
     watching.cancel()
     lags.sort()
-    Path("lags.json").write_text(json.dumps({"n": len(lags), "p99": lags[int(0.99 * len(lags))], "max": lags[-1]}))
+    pause_ms, generation, at = max(pauses)
+    told = {"n": len(lags), "p99": lags[int(0.99 * len(lags))], "max": lags[-1]}
+    told["collection"] = f"{pause_ms:.0f} ms (generation {generation}, {at - started:.0f} s after the start)"
+    Path("lags.json").write_text(json.dumps(told))
     return again
 
 agent.run = watched
@@ -98,7 +111,11 @@ class Swaps:
         for result in everything:
             given = {kind for kind in self.kinds.values() if kind in result}
             assert given == {self.kinds[result["model"]["name"]]}, "the output is of the model that is named"
-        gap_ms = max(gap for name in CAMERAS for gap in gaps_ms(self.results[name]))
+        gap_ms, at, after = max(
+            (gap, place, self.results[name][place + 1]["model"]["name"])
+            for name in CAMERAS
+            for place, gap in enumerate(gaps_ms(self.results[name]))
+        )
         inference_ms = max(result["latency_ms"]["inference"] for result in everything) * BATCH
         lag = json.loads(lags.read_text())
         n = len(self.resident_mb)
@@ -106,8 +123,9 @@ class Swaps:
             statistics.median(some) for some in (self.resident_mb[n // 20 : n // 3], self.resident_mb[-n // 3 :])
         )
         told = (
-            f"{len(self.replies)} swaps: longest gap {gap_ms:.0f} ms, longest inference {inference_ms:.0f} ms; "
-            f"loop lag p99 {lag['p99']:.1f} ms, max {lag['max']:.0f} ms; "
+            f"{len(self.replies)} swaps: longest gap {gap_ms:.0f} ms (after {at} results, before {after}), "
+            f"longest inference {inference_ms:.0f} ms; loop lag p99 {lag['p99']:.1f} ms, max {lag['max']:.0f} ms; "
+            f"longest garbage collection {lag['collection']}; "
             f"RSS {early:.0f} -> {late:.0f} MB; dropped {self.stats['cameras']['a']['drops']}"
         )
         assert gap_ms <= 2 * PERIOD_MS + inference_ms, told

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,8 +18,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edge_agent import messages
 from edge_agent.config import HomeAssistantOptions
-from edge_agent.homeassistant import CONTROLS, birth_topic, discovery, removal
+from edge_agent.data import Message
+from edge_agent.homeassistant import CONTROLS, Announced, Presence, birth_topic, discovery, removal
 from edge_agent.messages import Topics
+from edge_agent.readings import BoardReadings, GpuReadings, HostReadings
 
 TOPICS = Topics("edge", "rig-1")
 OPTIONS = HomeAssistantOptions(enabled=True)
@@ -53,7 +56,7 @@ MAY_HAVE = {
 DEVICE_CLASSES = {
     "binary_sensor": {"connectivity", "problem"},
     "button": {"restart"},
-    "sensor": {"duration"},
+    "sensor": {"duration", "temperature"},
 }
 
 
@@ -130,9 +133,23 @@ def stats(objects: Mapping[str, int] | None, *, p95: float | None = 41.5, name: 
     }
 
 
+def seen(
+    *,
+    host: HostReadings | None = None,
+    gpus: Sequence[GpuReadings] | None = None,
+    board: BoardReadings | None = None,
+) -> dict[str, Any]:
+    """Statistics of a machine of which the sensors saw this."""
+    return stats({}) | {"host": host, "gpus": gpus, "board": board}
+
+
 def health(**checks: messages.Check) -> messages.Health:
     state: messages.CheckState = "ok" if all(check.state == "ok" for check in checks.values()) else "degraded"
     return messages.Health(1, "rig-1", "2026-01-31T12:00:00.000000Z", state, checks)
+
+
+def check(state: messages.CheckState, fact: str, *, age_s: float = 0.0) -> messages.Check:
+    return messages.Check(state, fact, since="2026-01-31T12:00:00.000000Z", age_s=age_s)
 
 
 def models(active: str | None) -> messages.Models:
@@ -195,7 +212,7 @@ def test_names_with_any_signs_are_told_apart(names: list[str]) -> None:
     told = components(names)
     ids = [component["unique_id"] for component in told.values()]
 
-    assert len(told) == 4 + 6 * len(names)
+    assert len(told) == 7 + 6 * len(names)
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-zA-Z0-9_-]+", name) for name in told)
     assert all(ENTITY_ID.fullmatch(component["default_entity_id"]) for component in told.values())
@@ -265,11 +282,39 @@ def test_rate_and_latency_are_those_of_the_statistics() -> None:
     assert told["latency"]["unit_of_measurement"] == "ms"
 
 
+def test_the_temperature_is_that_of_the_hottest_part() -> None:
+    sensor = components()["temperature"]
+    gpus = [GpuReadings(index=0, temperature_c=41), GpuReadings(index=1, temperature_c=67.5), GpuReadings(index=2)]
+    board = BoardReadings(temperatures_c={"cpu-thermal": 71.25, "gpu-thermal": 43.0})
+
+    assert (sensor["device_class"], sensor["unit_of_measurement"]) == ("temperature", "°C")
+    assert shown(sensor, seen(gpus=gpus)) == "67.5"
+    assert shown(sensor, seen(board=board)) == "71.25"
+    assert shown(sensor, seen(gpus=[*gpus, GpuReadings(index=3, temperature_c=80.5)], board=board)) == "80.5"
+    assert shown(sensor, seen(gpus=[GpuReadings(index=0, temperature_c=-5.5)])) == "-5.5"
+
+
+def test_load_and_memory_are_shares_of_what_there_is() -> None:
+    told = components()
+    gpus = [GpuReadings(index=0, utilisation_percent=0.0), GpuReadings(index=1)]
+    host = HostReadings(memory_total_mb=8000.0, memory_used_mb=2001.0)
+
+    assert shown(told["gpu_load"], seen(gpus=gpus)) == "0.0"
+    assert shown(told["gpu_load"], seen(gpus=gpus, board=BoardReadings(gpu_percent=99.6))) == "99.6"
+    assert shown(told["memory"], seen(host=host)) == "25.0"
+
+
+@pytest.mark.parametrize("name", ["temperature", "gpu_load", "memory"])
+def test_what_no_sensor_sees_is_unknown(name: str) -> None:
+    sensor = components()[name]
+    blind = seen(host=HostReadings(), gpus=[GpuReadings(index=0)], board=BoardReadings())
+
+    assert [shown(sensor, told) for told in (seen(), blind, stats({}))] == ["None"] * 3
+
+
 def test_health_is_a_problem_and_tells_which() -> None:
-    fine = health(broker=messages.Check("ok", "connected"))
-    ill = health(
-        broker=messages.Check("ok", "connected"), **{"camera.front": messages.Check("degraded", 'no "result" yet')}
-    )
+    fine = health(broker=check("ok", "connected"))
+    ill = health(broker=check("ok", "connected"), **{"camera.front": check("degraded", 'no "result" yet')})
     sensor = components()["health"]
 
     assert (shown(sensor, fine), shown(sensor, ill)) == ("OFF", "ON")
@@ -279,7 +324,7 @@ def test_health_is_a_problem_and_tells_which() -> None:
 
 def test_the_facts_of_a_healthy_agent_change_no_attribute() -> None:
     sensor = components()["health"]
-    ages = [health(camera=messages.Check("ok", f"last result {age} s ago")) for age in (0.1, 0.2)]
+    ages = [health(camera=check("ok", f"last result {age} s ago", age_s=age)) for age in (0.1, 0.2)]
 
     assert attributes(sensor, ages[0]) == attributes(sensor, ages[1])
 
@@ -371,3 +416,85 @@ def test_the_birth_topic_follows_the_prefix() -> None:
     assert discovery(
         topics=TOPICS, options=HomeAssistantOptions(prefix="ha"), cameras=[], models=[], version="1"
     ).topic.startswith("ha/device/")
+
+
+OFF = HomeAssistantOptions(enabled=False)
+OURS = removal(topics=TOPICS, options=OPTIONS).topic
+
+
+def presence(
+    options: HomeAssistantOptions = OPTIONS, announced: Announced | None = None
+) -> tuple[Presence, list[Message]]:
+    published: list[Message] = []
+    made = Presence(
+        options, topics=TOPICS, version="1", commands=CONTROLS, publish=published.append, announced=announced
+    )
+    return made, published
+
+
+def test_a_device_that_left_takes_nothing_that_it_hears_for_a_command() -> None:
+    ours, published = presence()
+    ours.leave()
+
+    assert ours.hear(OURS, b"", is_retained=False)
+    assert ours.hear(birth_topic(OPTIONS), b"online", is_retained=False)
+    assert [(message.topic, message.payload) for message in published] == [(OURS, b"")]
+
+
+def test_where_the_device_was_announced_is_known_to_the_next_run_until_it_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "homeassistant.txt"
+    assert Announced(path, TOPICS, OPTIONS).earlier == []  # and that run is killed
+    assert Announced(path, TOPICS, OPTIONS).earlier == []
+    announced = Announced(path, TOPICS, OFF)
+    ours, published = presence(OFF, announced)
+    ours.connected()
+
+    assert announced.earlier == list(ours.listens) == [OURS]
+    assert published == [removal(topics=TOPICS, options=OPTIONS)]
+    assert ours.hear(OURS, b"what the broker kept", is_retained=True)
+    announced.close()
+    assert Announced(path, TOPICS, OFF).earlier == [OURS], "the broker has not confirmed that it is gone"
+    assert ours.hear(OURS, b"", is_retained=False)
+    announced.close()
+    assert Announced(path, TOPICS, OFF).earlier == []
+    ours.connected()
+    assert len(published) == 1
+
+
+def test_another_prefix_is_announced_beside_the_one_that_goes(tmp_path: Path) -> None:
+    path, other = tmp_path / "homeassistant.txt", HomeAssistantOptions(enabled=True, prefix="ha")
+    Announced(path, TOPICS, OPTIONS)
+
+    assert Announced(path, TOPICS, other).earlier == [OURS]
+    assert Announced(path, TOPICS, OFF).earlier == [removal(topics=TOPICS, options=other).topic, OURS]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a/#\n+\n\n", b""])
+def test_a_file_that_makes_no_sense_takes_nothing_away(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "homeassistant.txt"
+    path.write_bytes(content)
+
+    assert Announced(path, TOPICS, OFF).earlier == []
+
+
+def test_a_device_is_announced_though_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ours, published = presence(OPTIONS, Announced(tmp_path / "file" / "homeassistant.txt", TOPICS, OPTIONS))
+    ours.tell(["front"], MODELS)
+
+    assert [message.topic for message in published] == [OURS]
+
+
+def test_a_start_removes_nothing_of_what_is_still_there() -> None:
+    kept = json.dumps(payload(["front", "back"])).encode()
+    ours, published = presence()
+    assert ours.hear(OURS, kept, is_retained=True)  # the broker is faster than cameras and models are
+    ours.hear(birth_topic(OPTIONS), b"online", is_retained=False)
+    ours.tell(["front"], [])
+    assert published == []
+
+    ours.tell(["front"], MODELS)
+    [message] = published
+    bare = {name for name, part in json.loads(message.payload)["cmps"].items() if len(part) == 1}
+    assert {name.rpartition("camera_back_")[0] for name in bare} == {""}
+    assert len(bare) == 6

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from edge_agent.sources.world import World
+from tests.brokers import on_all_brokers
 from tests.network_cameras import Link, MjpegServer, TcpServer, say_garbage, synthetic_jpegs
-from tests.rigs import ROOT, AgentProcess, Broker, Probe, RtspServer, config, encode_h264, wait_until
+from tests.rigs import ROOT, AgentProcess, Broker, Probe, RtspServer, Server, config, encode_h264, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -274,7 +275,8 @@ def test_motion_jpeg_over_http_is_read_and_thinned(tmp_path: Path, broker: Broke
             assert agent.stop() == 0
 
 
-def test_health_and_stats_tell_of_the_connection(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_health_and_stats_tell_of_the_connection(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with RtspServer(live="320x240") as server:
         body = f'{ENGINE}[cameras.sick]\nsource = "rtsp"\nurl = "{server.url}"\n{SICK}'
         with AgentProcess(tmp_path, config(broker.port, body)) as agent:

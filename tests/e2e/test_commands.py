@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,16 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edge_agent.models.store import ModelStore
 from tests import schemas
-from tests.rigs import DEVICE, AgentProcess, Broker, Probe, config, wait_until
+from tests.brokers import on_all_brokers
+from tests.rigs import DEVICE, AgentProcess, Broker, Probe, Server, config, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 CAMERA = '[cameras.a]\nsource = "synthetic"\nfps = 20.0\n'
+HOME = "[homeassistant]\nenabled = true\n"
+QUICKLY = "[model]\nprobation_frames = 10\n"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,9 @@ def model_of(probe: Probe) -> Any:
     return probe.command("agent.status")["result"]["model"]["name"]
 
 
+@on_all_brokers
 def test_every_command_is_described_with_a_schema_that_its_arguments_fit(
-    tmp_path: Path, broker: Broker, probe: Probe
+    tmp_path: Path, broker: Server, probe: Probe
 ) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)):
         probe.wait("cameras/a/results")
@@ -59,7 +65,8 @@ def test_every_command_is_described_with_a_schema_that_its_arguments_fit(
         schemas.validate(message)
 
 
-def test_cameras_come_change_and_go_and_that_survives_a_restart(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_cameras_come_change_and_go_and_that_survives_a_restart(tmp_path: Path, broker: Server, probe: Probe) -> None:
     text = config(broker.port, CAMERA)
     options = {"source": "synthetic", "fps": 30.0, "seed": 3}
     with AgentProcess(tmp_path, text):
@@ -99,7 +106,7 @@ def test_cameras_come_change_and_go_and_that_survives_a_restart(tmp_path: Path, 
 
 
 def test_inference_is_tuned_at_run_time(tmp_path: Path, broker: Broker, probe: Probe) -> None:
-    with AgentProcess(tmp_path, config(broker.port, CAMERA)):
+    with AgentProcess(tmp_path, config(broker.port, CAMERA + QUICKLY)):
         probe.wait("cameras/a/results", n=5)
         slower = probe.command("inference.set", max_results_per_s=4)
         seen = len(probe.on("cameras/a/results"))
@@ -123,7 +130,8 @@ def test_inference_is_tuned_at_run_time(tmp_path: Path, broker: Broker, probe: P
     assert "inference.score_threshold" in wrong["message"]
 
 
-def test_policy_statistics_and_logs(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_policy_statistics_and_logs(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)) as agent:
         probe.wait("cameras/a/results", n=5)
         off = probe.command("agent.status")["result"]["policy"]
@@ -143,7 +151,8 @@ def test_policy_statistics_and_logs(tmp_path: Path, broker: Broker, probe: Probe
     assert quiet["result"]["changed"] == ["logging"]
 
 
-def test_the_file_is_read_again_by_command_and_by_signal(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_the_file_is_read_again_by_command_and_by_signal(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)) as agent:
         probe.wait("cameras/a/results", n=3)
         agent.config.write_text(config(broker.port, CAMERA + '[cameras.b]\nsource = "synthetic"\n'))
@@ -161,8 +170,9 @@ def test_the_file_is_read_again_by_command_and_by_signal(tmp_path: Path, broker:
     assert (broken["code"], "not valid TOML" in broken["message"]) == ("bad_arguments", True)
 
 
+@on_all_brokers
 def test_a_restart_by_command_is_the_same_process_with_new_settings(
-    tmp_path: Path, broker: Broker, probe: Probe
+    tmp_path: Path, broker: Server, probe: Probe
 ) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)) as agent:
         first = probe.wait("status", lambda status: status["state"] == "running")[-1].json()["started_at"]
@@ -177,8 +187,9 @@ def test_a_restart_by_command_is_the_same_process_with_new_settings(
     assert told == [b"online", b"offline", b"online", b"offline"]
 
 
-def test_a_command_is_not_done_again_after_a_restart(tmp_path: Path, broker: Broker, probe: Probe) -> None:
-    text = config(broker.port, CAMERA)
+@on_all_brokers
+def test_a_command_is_not_done_again_after_a_restart(tmp_path: Path, broker: Server, probe: Probe) -> None:
+    text = config(broker.port, CAMERA + QUICKLY)
     command = json.dumps({"id": "once", "command": "model.activate", "args": {"name": "demo-160"}})
     is_last = lambda reply: reply["status"] != "accepted"  # noqa: E731
     with AgentProcess(tmp_path, text):
@@ -199,7 +210,8 @@ def test_a_command_is_not_done_again_after_a_restart(tmp_path: Path, broker: Bro
         agent.process.wait()
 
 
-def test_a_command_that_a_kill_cut_short_is_answered_so(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_a_command_that_a_kill_cut_short_is_answered_so(tmp_path: Path, broker: Server, probe: Probe) -> None:
     text = config(broker.port, CAMERA + "[model]\nprobation_s = 60.0\nprobation_frames = 100000\n")
     command = json.dumps({"id": "cut", "command": "model.activate", "args": {"name": "demo-160"}})
     with AgentProcess(tmp_path, text) as agent:
@@ -217,7 +229,8 @@ def test_a_command_that_a_kill_cut_short_is_answered_so(tmp_path: Path, broker: 
     assert results[-1].json()["model"]["name"] == "demo-320", "a probation that was cut short was not passed"
 
 
-def test_jobs_are_listed_and_cancelled(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_jobs_are_listed_and_cancelled(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)):
         probe.wait("cameras/a/results")
         probe.publish(
@@ -235,10 +248,11 @@ def test_jobs_are_listed_and_cancelled(tmp_path: Path, broker: Broker, probe: Pr
     assert done["status"] == "ok" or done["code"] == "cancelled"
 
 
+@on_all_brokers
 def test_a_benchmark_is_kept_and_a_rollback_goes_to_the_model_before(
-    tmp_path: Path, broker: Broker, probe: Probe
+    tmp_path: Path, broker: Server, probe: Probe
 ) -> None:
-    with AgentProcess(tmp_path, config(broker.port, CAMERA)):
+    with AgentProcess(tmp_path, config(broker.port, CAMERA + QUICKLY)):
         probe.wait("cameras/a/results")
         measured = probe.command("model.benchmark", name="demo-cls", inferences=50)
         shown = probe.command("model.show", name="demo-cls")["result"]
@@ -260,7 +274,8 @@ def test_a_benchmark_is_kept_and_a_rollback_goes_to_the_model_before(
     assert (idle["name"], idle["reason"]) == (None, "no model is active: it was deactivated")
 
 
-def test_many_agents_are_reached_at_once_and_each_says_who_it_is(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_many_agents_are_reached_at_once_and_each_says_who_it_is(tmp_path: Path, broker: Server, probe: Probe) -> None:
     mqtt = 'groups = ["north"]'
     with AgentProcess(tmp_path, config(broker.port, CAMERA, mqtt=mqtt)):
         probe.wait("cameras/a/results")
@@ -280,7 +295,8 @@ def test_many_agents_are_reached_at_once_and_each_says_who_it_is(tmp_path: Path,
     assert [reply["status"] for reply in replies] == ["ok", "ok", "ok", "error"]
 
 
-def test_switched_off_commands_are_refused(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_switched_off_commands_are_refused(tmp_path: Path, broker: Server, probe: Probe) -> None:
     mqtt = 'disabled_commands = ["model.fetch", "camera.*"]'
     with AgentProcess(tmp_path, config(broker.port, CAMERA, mqtt=mqtt)):
         probe.wait("cameras/a/results")
@@ -294,7 +310,8 @@ def test_switched_off_commands_are_refused(tmp_path: Path, broker: Broker, probe
     assert allowed["status"] == "ok"
 
 
-def test_where_a_key_is_configured_only_its_owner_commands(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_where_a_key_is_configured_only_its_owner_commands(tmp_path: Path, broker: Server, probe: Probe) -> None:
     pytest.importorskip("cryptography", reason="not installed: pip install 'edge-agent[signed]'")
     key, public = tmp_path / "operator.key", tmp_path / "operator.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True, capture_output=True)
@@ -354,7 +371,8 @@ def test_where_a_key_is_configured_only_its_owner_commands(tmp_path: Path, broke
     }
 
 
-def test_a_snapshot_is_made_as_small_as_it_must_be(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_a_snapshot_is_made_as_small_as_it_must_be(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)):
         probe.wait("cameras/a/results")
         whole = probe.command("camera.snapshot", camera="a")["result"]
@@ -391,7 +409,8 @@ def test_a_command_reads_no_file_and_runs_no_program_of_the_sender_s_choice(
         assert probe.command(command, **arguments)["code"] == "forbidden"
 
 
-def test_home_assistant_is_told_what_there_is_and_what_is_gone(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_home_assistant_is_told_what_there_is_and_what_is_gone(tmp_path: Path, broker: Server, probe: Probe) -> None:
     topic = f"homeassistant/device/edge_{DEVICE}/config"
 
     def told() -> list[dict[str, Any]]:
@@ -414,3 +433,56 @@ def test_home_assistant_is_told_what_there_is_and_what_is_gone(tmp_path: Path, b
     assert select["options"] >= ["demo-160"]
     assert "model.activate" in command
     assert all("unique_id" in one for one in gone["cmps"].values() if len(one) > 1)
+
+
+@on_all_brokers
+def test_home_assistant_is_told_of_what_went_while_the_agent_was_away(
+    tmp_path: Path, broker: Server, probe: Probe
+) -> None:
+    shutil.copy(ModelStore({}).get("demo-160").path, tmp_path / "spare.onnx")
+    extra = '[cameras.b]\nsource = "synthetic"\n[models.spare]\npath = "spare.onnx"\n'
+
+    def told() -> list[dict[str, Any]]:
+        payloads = [one for one in list(probe.heard) if one.topic == f"homeassistant/device/edge_{DEVICE}/config"]
+        return [one.json()["cmps"] for one in payloads]
+
+    with AgentProcess(tmp_path, config(broker.port, f"{HOME}{CAMERA}{extra}")):
+        wait_until(lambda: told() and "camera_b_fps" in told()[-1], what="the camera is announced")
+        assert "spare" in told()[-1]["model"]["options"]
+    count = len(told())
+    with AgentProcess(tmp_path, config(broker.port, HOME + CAMERA)) as agent:
+        wait_until(lambda: told()[count:], what="the device is announced again")
+        wait_until(lambda: agent.events("agent.running"))
+        assert probe.command("camera.disable", camera="a")["status"] == "ok"
+    again = told()[count:]
+    assert again[0]["camera_b_fps"] == {"p": "sensor"}
+    assert {len(part) for name, part in again[0].items() if name.startswith("camera_b_")} == {1}
+    assert all(len(cmps["model"]) > 1 and len(cmps["camera_a_fps"]) > 1 for cmps in again), "what stays is not removed"
+    assert {"demo-160", "spare"} & set(again[-1]["model"]["options"]) == {"demo-160"}
+
+
+@on_all_brokers
+def test_a_device_that_is_no_longer_announced_goes_though_that_was_changed_while_the_agent_was_away(
+    tmp_path: Path, broker: Server, probe: Probe
+) -> None:
+    def started(homeassistant: str) -> AgentProcess:
+        return AgentProcess(tmp_path, config(broker.port, f"{CAMERA}[homeassistant]\n{homeassistant}\n"))
+
+    def told(prefix: str) -> list[bytes]:
+        topic = f"{prefix}/device/edge_{DEVICE}/config"
+        return [one.payload for one in list(probe.heard) if one.topic == topic]
+
+    with started("enabled = true"):
+        wait_until(lambda: told("homeassistant"))
+    with started('enabled = true\nprefix = "elsewhere"') as agent:
+        wait_until(lambda: told("homeassistant")[-1] == b"" and told("elsewhere"), what="the device has moved")
+        agent.process.kill()
+        agent.process.wait()
+    with started("enabled = false"):  # the kill left both to be seen to
+        wait_until(lambda: told("elsewhere")[-1] == b"" and told("homeassistant")[-2:] == [b"", b""])
+        assert probe.command("agent.info")["status"] == "ok"  # by then it has heard that too
+    said = told("homeassistant") + told("elsewhere")
+    with started("enabled = false"):
+        probe.wait("available", lambda text: text == "online", n=4)
+        assert probe.command("agent.info")["status"] == "ok"
+    assert told("homeassistant") + told("elsewhere") == said, "it is not told for ever"

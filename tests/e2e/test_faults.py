@@ -12,19 +12,20 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import paho.mqtt.client as paho
 import psutil
 import pytest
 
 from tests import brokers
-from tests.brokers import Server
+from tests.brokers import OTHERS, on_all_brokers, on_brokers_of_mqtt_5
 from tests.fault_proxy import FaultProxy
-from tests.rigs import DEVICE, AgentProcess, Heard, Probe, config, wait_until
+from tests.rigs import DEVICE, AgentProcess, Heard, Probe, Server, config, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -32,6 +33,7 @@ pytest.importorskip("scipy", reason="scipy is not installed: pip install 'edge-a
 
 FPS = 10.0
 SHUTDOWN_S = 4.0
+SPOKEN = {paho.MQTTv5: "5", paho.MQTTv311: "3.1.1"}
 NOTED = """
 import dataclasses, os, sys, time
 from edge_agent import cli
@@ -86,13 +88,10 @@ class Listener(Probe):
     """A probe that has the broker's word on nothing it hears, so that what a broker gave out before it died is heard
     all the same; `subscribed` counts how often it has come back."""
 
-    def __init__(self, port: int) -> None:
-        super().__init__(port)
-        self.subscribed = 0
+    def __init__(self, broker: Server) -> None:
+        super().__init__(broker.plain_port, version=broker.version, qos=0)
+        self.subscribed = 1
         self._client.on_subscribe = self._count
-        self._client.on_connect = lambda client, *rest: client.subscribe("#", qos=0)
-        self._client.subscribe("#", qos=0)
-        wait_until(lambda: self.subscribed, what="the listener subscribes")
 
     def _count(self, *rest: Any) -> None:
         self.subscribed += 1
@@ -125,7 +124,6 @@ class Way:
 
     broker: Server
     proxy: FaultProxy
-    is_down: bool = False
 
     def connections_of(self, agent: AgentProcess) -> int:
         """How many the agent holds."""
@@ -136,10 +134,7 @@ class Way:
         FAULTS[fault].begin(self)
 
     def heal(self) -> None:
-        if self.is_down:
-            self.broker.start()
-            self.is_down = False
-        self.broker.thaw()
+        self.broker.revive()
         self.proxy.heal()
 
 
@@ -155,11 +150,6 @@ def _refuse(way: Way) -> None:
     way.proxy.cut()
 
 
-def _kill(way: Way) -> None:
-    way.is_down = True
-    way.broker.kill()
-
-
 FAULTS: Mapping[str, Fault] = {
     "refuse": Fault(_refuse),
     "cut": Fault(lambda way: way.proxy.cut()),
@@ -169,14 +159,20 @@ FAULTS: Mapping[str, Fault] = {
     "byte-by-byte": Fault(lambda way: way.proxy.drip(), breaks=False),
     "latency": Fault(lambda way: way.proxy.latency(200), breaks=False),
     "freeze": Fault(lambda way: way.broker.freeze()),
-    "kill": Fault(_kill),
+    "kill": Fault(lambda way: way.broker.kill()),
 }
 
 
-@contextmanager
-def a_way(folder: Path) -> Iterator[Way]:
-    with brokers.plain(folder) as broker, FaultProxy(broker.port, buffer=8192) as proxy:
+@pytest.fixture
+def way(broker: Server) -> Iterator[Way]:
+    with FaultProxy(broker.port, buffer=8192) as proxy:
         yield Way(broker, proxy)
+
+
+@pytest.fixture
+def listener(broker: Server) -> Iterator[Listener]:
+    with Listener(broker) as listener:
+        yield listener
 
 
 def short_config(way: Way, body: str, *, keepalive_s: int = 5) -> str:
@@ -211,19 +207,20 @@ def assert_sentences(agent: AgentProcess) -> None:
         assert not re.search(r"Traceback|Error\(|<.*>|None|iteration", reason), reason
 
 
-LONG = ("freeze", "kill")
+OF_BROKERS = ("black-hole", "freeze")
+"""The faults after which a broker finds two sessions of one client, and has to end the right one."""
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, marks=[pytest.mark.soak] if fault in LONG else []) for fault in FAULTS]
+    ("broker", "fault"),
+    [("mosquitto", fault) for fault in FAULTS] + [(other, fault) for other in OTHERS for fault in OF_BROKERS],
+    indirect=["broker"],
 )
-def test_frames_go_on_through_a_fault_and_all_is_well_after_it(tmp_path: Path, fault: str) -> None:
+def test_frames_go_on_through_a_fault_and_all_is_well_after_it(
+    tmp_path: Path, way: Way, probe: Probe, fault: str
+) -> None:
     body = TRACKED + cameras("a")
-    with (
-        a_way(tmp_path) as way,
-        Probe(way.broker.plain_port) as probe,
-        AgentProcess(tmp_path, short_config(way, body)) as agent,
-    ):
+    with AgentProcess(tmp_path, short_config(way, body)) as agent:
         probe.wait("cameras/a/results", n=5)
         way.hurt(fault)
         intervals = len(rates(agent))
@@ -231,9 +228,10 @@ def test_frames_go_on_through_a_fault_and_all_is_well_after_it(tmp_path: Path, f
             wait_until(lambda: agent.events("mqtt.disconnected"))
         wait_until(lambda: len(rates(agent)) >= intervals + 2)
         way.heal()
-        wait_until(probe._client.is_connected)
+        wait_until(probe.is_connected)
         assert answered(probe)["status"] == "ok"
         probe.wait("cameras/a/results", n=len(probe.on("cameras/a/results")) + 3)
+        wait_until(lambda: probe.on("available")[-1].payload == b"online", what="the new session has the last word")
         way.hurt(fault)
         began = time.monotonic()
         assert agent.stop(timeout_s=30) == 0
@@ -241,14 +239,15 @@ def test_frames_go_on_through_a_fault_and_all_is_well_after_it(tmp_path: Path, f
         way.heal()
         if fault != "kill":  # its memory went with it
             wait_until(lambda: probe.on("available")[-1].payload == b"offline", what="the agent's end is told")
-    assert {event["protocol"] for event in agent.events("mqtt.connected")} == {"5"}
+    assert {event["protocol"] for event in agent.events("mqtt.connected")} == {SPOKEN[way.broker.version]}
     assert not agent.events("mqtt.given_up")
     assert min(rates(agent)[1:]) > 0.5 * FPS
     assert_sentences(agent)
 
 
-def test_an_answer_to_connect_that_is_lost_leaves_the_agent_with_the_protocol_it_had(tmp_path: Path) -> None:
-    with a_way(tmp_path) as way, AgentProcess(tmp_path, short_config(way, cameras("a", zones=False))) as agent:
+@on_brokers_of_mqtt_5
+def test_an_answer_to_connect_that_is_lost_leaves_the_agent_with_the_protocol_it_had(tmp_path: Path, way: Way) -> None:
+    with AgentProcess(tmp_path, short_config(way, cameras("a", zones=False))) as agent:
         wait_until(lambda: agent.events("mqtt.connected"))
         way.proxy.reset(after=0, times=2)  # the session, and the answer to the next CONNECT
         wait_until(lambda: len(agent.events("mqtt.connected")) > 1)
@@ -257,11 +256,8 @@ def test_an_answer_to_connect_that_is_lost_leaves_the_agent_with_the_protocol_it
 
 
 @pytest.mark.soak
-def test_a_connect_that_nobody_answered_leaves_no_connection_behind(tmp_path: Path) -> None:
-    with (
-        a_way(tmp_path) as way,
-        AgentProcess(tmp_path, short_config(way, cameras("a", zones=False), keepalive_s=60)) as agent,
-    ):
+def test_a_connect_that_nobody_answered_leaves_no_connection_behind(tmp_path: Path, way: Way) -> None:
+    with AgentProcess(tmp_path, short_config(way, cameras("a", zones=False), keepalive_s=60)) as agent:
         wait_until(lambda: agent.events("mqtt.connected"))
         way.proxy.black_hole()
         way.proxy.cut()
@@ -272,7 +268,6 @@ def test_a_connect_that_nobody_answered_leaves_no_connection_behind(tmp_path: Pa
 
 # Many faults, one after the other
 
-CYCLES = 50
 SEED = 20240607
 
 
@@ -356,6 +351,9 @@ class Commander:
         self.probe._client.publish(f"edge/{DEVICE}/cmd", self.sent[key], qos=self.repeats % 2)
 
 
+Trouble: TypeAlias = "Callable[[Way, Callable[[], None], Listener], None]"
+
+
 def _freeze(way: Way, hold: Callable[[], None], listener: Listener) -> None:
     way.broker.freeze()
     hold()
@@ -385,46 +383,54 @@ def _cut_once(way: Way, hold: Callable[[], None], listener: Listener) -> None:
     hold()
 
 
-TROUBLES = (_freeze, _kill_and_start, _cut, _cut_once)
+OF_ANY_BROKER = (_freeze, _cut, _cut_once)
+TROUBLES = (_kill_and_start, *OF_ANY_BROKER)
+"""A RabbitMQ that is killed may have confirmed what it has not yet handed on."""
 
 
-@pytest.mark.soak
-def test_50_outages_lose_no_event_do_no_command_twice_and_leave_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("broker", "cycles", "among"),
+    [("mosquitto", 50, TROUBLES), *((other, 15, OF_ANY_BROKER) for other in OTHERS)],
+    indirect=["broker"],
+)
+def test_outages_lose_no_event_do_no_command_twice_and_leave_nothing_behind(
+    tmp_path: Path, way: Way, listener: Listener, cycles: int, among: Sequence[Trouble]
+) -> None:
     dice = random.Random(SEED)
-    troubles = [dice.choice(TROUBLES) for _ in range(CYCLES)]
-    holds = [dice.uniform(6.0, 7.0) if i % 20 == 19 else dice.uniform(0.05, 0.5) for i in range(CYCLES)]
-    waits = [dice.random() < 0.7 for _ in range(CYCLES)]
-    pauses = [dice.uniform(0.0, 0.2) for _ in range(CYCLES)]
+    troubles = [dice.choice(among) for _ in range(cycles)]
+    holds = [dice.uniform(6.0, 7.0) if i % 20 == 10 else dice.uniform(0.05, 0.5) for i in range(cycles)]
+    waits = [dice.random() < 0.7 for _ in range(cycles)]
+    pauses = [dice.uniform(0.0, 0.2) for _ in range(cycles)]
     body = TRACKED + cameras("a", "b") + cameras("spare", fps=2.0, zones=False)
     resident: list[float] = []
-    with a_way(tmp_path) as way, Listener(way.broker.plain_port) as listener:
-        with Noted(tmp_path, config(way.proxy.port, body, mqtt="keepalive_s = 5")) as agent:
-            process = psutil.Process(agent.process.pid)
-            for name in "ab":
-                listener.wait(f"cameras/{name}/results", n=5)
-            with Commander(listener) as commander:
-                for trouble, hold_s, is_waited_for, pause_s in zip(troubles, holds, waits, pauses, strict=True):
-                    trouble(way, lambda hold_s=hold_s: threading.Event().wait(hold_s), listener)
-                    if is_waited_for:
-                        back_within(1.2, listener)
-                    threading.Event().wait(pause_s)
-                    resident.append(process.memory_info().rss / 1e6)
-                commander.stop()
-                healed_at = time.time()
-                commander.settle()
-                commander.repeat_all()
-                wait_until(lambda: missing(agent, listener, before=healed_at) == set(), timeout_s=40)
-                wait_until(lambda: stats_of(listener)["outbox"]["spool"]["messages"] == 0, timeout_s=10)
-                stats = stats_of(listener)
-            assert agent.stop() == 0
-            wait_until(lambda: listener.heard[-1].at < time.monotonic() - 0.3)
-        replies = commander.replies()
+    with Noted(tmp_path, config(way.proxy.port, body, mqtt="keepalive_s = 5")) as agent:
+        process = psutil.Process(agent.process.pid)
+        for name in "ab":
+            listener.wait(f"cameras/{name}/results", n=5)
+        with Commander(listener) as commander:
+            for trouble, hold_s, is_waited_for, pause_s in zip(troubles, holds, waits, pauses, strict=True):
+                seen = len(listener.on("available"))
+                trouble(way, lambda hold_s=hold_s: threading.Event().wait(hold_s), listener)
+                if is_waited_for:
+                    back_within(1.2, listener, seen, was_away=trouble is not _freeze)
+                threading.Event().wait(pause_s)
+                resident.append(process.memory_info().rss / 1e6)
+            commander.stop()
+            healed_at = time.time()
+            commander.settle()
+            commander.repeat_all()
+            wait_until(lambda: missing(agent, listener, before=healed_at) == set(), timeout_s=40)
+            wait_until(lambda: stats_of(listener)["outbox"]["spool"]["messages"] == 0, timeout_s=10)
+            stats = stats_of(listener)
+        assert agent.stop() == 0
+        wait_until(lambda: listener.heard[-1].at < time.monotonic() - 0.3)
+    replies = commander.replies()
     made, heard = agent.notes("event"), events_heard(listener)
     effects = collections.Counter(note.key for note in agent.notes("command"))
-    early, late = (statistics.median(some) for some in (resident[: CYCLES // 3], resident[-CYCLES // 3 :]))
+    early, late = (statistics.median(some) for some in (resident[: cycles // 3], resident[-cycles // 3 :]))
     connects = len(agent.events("mqtt.connected"))
     print(
-        f"{CYCLES} outages ({collections.Counter(t.__name__ for t in troubles)}), {connects} sessions; "
+        f"{cycles} outages ({collections.Counter(t.__name__ for t in troubles)}), {connects} sessions; "
         f"{len(made)} events made, {len(heard)} heard, {sum(map(len, heard.values())) - len(heard)} of them again; "
         f"{len(commander.sent)} commands sent {commander.repeats} times, {len(effects)} done, "
         f"{sum(map(len, replies.values()))} replies; RSS {early:.1f} -> {late:.1f} MB; "
@@ -460,10 +466,15 @@ def stats_of(probe: Probe) -> Any:
     return probe.wait("stats", n=len(probe.on("stats")) + 1)[-1].json()
 
 
-def back_within(longest_s: float, probe: Probe) -> None:
-    """Wait until the agent says that it is online, though no longer than that."""
-    seen, until = len(probe.on("available")), time.monotonic() + longest_s
-    while time.monotonic() < until and not any(one.payload == b"online" for one in probe.on("available")[seen:]):
+def back_within(longest_s: float, probe: Probe, seen: int, *, was_away: bool) -> None:
+    """Wait until the agent's last word on the matter is that it is online, though no longer than that."""
+
+    def is_back() -> bool:
+        told = probe.on("available")[seen:]
+        return told[-1].payload == b"online" if told else not was_away
+
+    until = time.monotonic() + longest_s
+    while time.monotonic() < until and not is_back():
         threading.Event().wait(0.05)
 
 
@@ -476,75 +487,77 @@ def spooled(folder: Path) -> set[str]:
 
 # Kills
 
-KILLS = 10
 FSYNC_S = 0.3
 GRACE_S = 0.2
 """For the writing itself."""
 
 
-@pytest.mark.soak
-def test_events_of_an_outage_outlive_kills_of_the_agent(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("broker", "kills"), [("mosquitto", 10), *((other, 3) for other in OTHERS)], indirect=["broker"]
+)
+def test_events_of_an_outage_outlive_kills_of_the_agent(
+    tmp_path: Path, way: Way, listener: Listener, kills: int
+) -> None:
     dice = random.Random(SEED)
     body = f"{TRACKED}{cameras('a', 'b')}[spool]\nfsync_interval_s = {FSYNC_S}\n"
     killed_at: list[float] = []
-    with a_way(tmp_path) as way, Listener(way.broker.plain_port) as listener:
-        text = config(way.proxy.port, body, mqtt="keepalive_s = 5")
-        way.hurt("refuse")
-        for number in range(KILLS):
-            with Noted(tmp_path, text) as agent:
-                begun = len(agent.notes("event"))
-                wait_until(lambda agent=agent, begun=begun: len(agent.notes("event")) > begun + 5, timeout_s=20)
-                if number % 3 == 2:  # some of it is sent, and in the middle of that
-                    way.heal()
-                    wait_until(lambda agent=agent: agent.events("mqtt.connected"), timeout_s=20)
-                threading.Event().wait(dice.uniform(0.0, 0.8))
-                agent.process.kill()
-                killed_at.append(time.time())
-                agent.process.wait()
-            way.hurt("refuse")
-        way.heal()
+    text = config(way.proxy.port, body, mqtt="keepalive_s = 5")
+    way.hurt("refuse")
+    for number in range(kills):
         with Noted(tmp_path, text) as agent:
-            notes = agent.notes("event")
-            must = {
-                note.key
-                for note in notes
-                if not any(0 <= at - note.at <= FSYNC_S + GRACE_S for at in killed_at) and note.at < killed_at[-1]
-            }
-            wait_until(lambda: must <= set(events_heard(listener)), timeout_s=20)
-            wait_until(lambda: stats_of(listener)["outbox"]["spool"]["messages"] == 0, timeout_s=10)
-            heard = events_heard(listener)
-            assert agent.stop() == 0
+            begun = len(agent.notes("event"))
+            wait_until(lambda agent=agent, begun=begun: len(agent.notes("event")) > begun + 5, timeout_s=20)
+            if number % 3 == 2:  # some of it is sent, and in the middle of that
+                way.heal()
+                wait_until(lambda agent=agent: agent.events("mqtt.connected"), timeout_s=20)
+            threading.Event().wait(dice.uniform(0.0, 0.8))
+            agent.process.kill()
+            killed_at.append(time.time())
+            agent.process.wait()
+        way.hurt("refuse")
+    way.heal()
+    with Noted(tmp_path, text) as agent:
+        notes = agent.notes("event")
+        must = {
+            note.key
+            for note in notes
+            if not any(0 <= at - note.at <= FSYNC_S + GRACE_S for at in killed_at) and note.at < killed_at[-1]
+        }
+        wait_until(lambda: must <= set(events_heard(listener)), timeout_s=20)
+        wait_until(lambda: stats_of(listener)["outbox"]["spool"]["messages"] == 0, timeout_s=10)
+        heard = events_heard(listener)
+        assert agent.stop() == 0
     made = {note.key: note.at for note in notes if note.at < killed_at[-1]}
     lost = [min(at - made[key] for at in killed_at if at >= made[key]) for key in set(made) - set(heard)]
     assert max(lost, default=0.0) <= FSYNC_S + GRACE_S
     print(
-        f"{KILLS} kills; {len(made)} events made in the outage, {len(lost)} lost, the oldest of them "
+        f"{kills} kills; {len(made)} events made in the outage, {len(lost)} lost, the oldest of them "
         f"{max(lost, default=0.0):.2f} s before a kill; {sum(map(len, heard.values())) - len(heard)} came again"
     )
     assert all(len(set(payloads)) == 1 for payloads in heard.values())
 
 
-def test_a_command_has_one_reply_though_the_agent_is_killed_over_it(tmp_path: Path) -> None:
-    with a_way(tmp_path) as way, Probe(way.broker.plain_port) as probe:
-        text = short_config(way, cameras("a", zones=False))
-        answers: dict[str, set[bytes]] = {}
-        for number in range(3):
-            with Noted(tmp_path, text) as agent:
-                wait_until(lambda agent=agent: agent.events("agent.running"), timeout_s=20)
-                for key in answers:
-                    probe.publish(f"edge/{DEVICE}/cmd", info(key))
-                probe.publish(f"edge/{DEVICE}/cmd", info(f"k-{number}"))
-                probe.wait(f"reply/k-{number}")
-                agent.process.kill()
-                agent.process.wait()
-            answers[f"k-{number}"] = set()
+@on_all_brokers
+def test_a_command_has_one_reply_though_the_agent_is_killed_over_it(tmp_path: Path, way: Way, probe: Probe) -> None:
+    text = short_config(way, cameras("a", zones=False))
+    answers: dict[str, set[bytes]] = {}
+    for number in range(3):
         with Noted(tmp_path, text) as agent:
-            wait_until(lambda: agent.events("agent.running"), timeout_s=20)
+            wait_until(lambda agent=agent: agent.events("agent.running"), timeout_s=20)
             for key in answers:
                 probe.publish(f"edge/{DEVICE}/cmd", info(key))
-                probe.wait(f"reply/{key}", n=2)
-                assert len({message.payload for message in probe.on(f"reply/{key}")}) == 1
-            done = collections.Counter(note.key for note in agent.notes("command"))
+            probe.publish(f"edge/{DEVICE}/cmd", info(f"k-{number}"))
+            probe.wait(f"reply/k-{number}")
+            agent.process.kill()
+            agent.process.wait()
+        answers[f"k-{number}"] = set()
+    with Noted(tmp_path, text) as agent:
+        wait_until(lambda: agent.events("agent.running"), timeout_s=20)
+        for key in answers:
+            probe.publish(f"edge/{DEVICE}/cmd", info(key))
+            probe.wait(f"reply/{key}", n=2)
+            assert len({message.payload for message in probe.on(f"reply/{key}")}) == 1
+        done = collections.Counter(note.key for note in agent.notes("command"))
     assert done == dict.fromkeys(answers, 1)
 
 
@@ -558,17 +571,20 @@ OUTAGE_S = 2.5
 DRAIN_PER_S = 20.0
 
 
-@pytest.mark.parametrize("are_kept", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_results_of_an_outage_come_afterwards_if_they_are_to_be_kept(tmp_path: Path, are_kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("broker", "are_kept"),
+    [("mosquitto", True), ("mosquitto", False), *((other, True) for other in OTHERS)],
+    indirect=["broker"],
+)
+def test_results_of_an_outage_come_afterwards_if_they_are_to_be_kept(
+    tmp_path: Path, way: Way, probe: Probe, are_kept: bool
+) -> None:
     body = (
         f'[model]\nactive = "demo-160"\n{cameras("a", zones=False)}'
         f"[spool]\nresults = {str(are_kept).lower()}\ndrain_per_s = {DRAIN_PER_S}\nfsync_interval_s = 0.2\n"
     )
-    with (
-        a_way(tmp_path) as way,
-        Probe(way.broker.plain_port) as probe,
-        AgentProcess(tmp_path, config(way.proxy.port, body, mqtt="max_queued_results = 3")) as agent,
-    ):
+    text = config(way.proxy.port, body, mqtt="max_queued_results = 3")
+    with AgentProcess(tmp_path, text) as agent:
         probe.wait("cameras/a/results", n=5)
         way.hurt("refuse")
         threading.Event().wait(0.2)

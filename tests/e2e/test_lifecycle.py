@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.rigs import ROOT, AgentProcess, Broker, Probe, config, free_port, wait_until
+from tests.brokers import OTHERS, on_all_brokers
+from tests.rigs import DEVICE, ROOT, AgentProcess, Broker, Probe, Server, config, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -31,17 +32,19 @@ def edge_agent(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
     )
 
 
-def test_kill_minus_nine_shows_the_will_to_another_client(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_kill_minus_nine_shows_the_will_to_another_client(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)) as agent:
         probe.wait("available", lambda text: text == "online")
         agent.process.kill()
         probe.wait("available", lambda text: text == "offline")
-    with Probe(broker.port) as latecomer:
+    with Probe(broker.port, f"edge/{DEVICE}/available", version=broker.version) as latecomer:
         assert latecomer.wait("available")[0].payload == b"offline"
         assert latecomer.on("available")[0].retain
 
 
-def test_sigterm_under_load_ends_in_order_and_leaves_nothing(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_sigterm_under_load_ends_in_order_and_leaves_nothing(tmp_path: Path, broker: Server, probe: Probe) -> None:
     cameras = "".join(f'[cameras.c{i}]\nsource = "synthetic"\nfps = 120\n' for i in range(4))
     with AgentProcess(tmp_path, config(broker.port, cameras)) as agent:
         probe.wait("cameras/+/results", n=200)
@@ -55,9 +58,16 @@ def test_sigterm_under_load_ends_in_order_and_leaves_nothing(tmp_path: Path, bro
     assert [event["event"] for event in map(json.loads, agent.text().splitlines())][-1] == "agent.stopped"
 
 
-def test_results_of_the_last_frames_arrive_before_offline(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@pytest.mark.parametrize(  # RabbitMQ hands on QoS 1 before QoS 0 that came earlier
+    ("broker", "qos"),
+    [("mosquitto", 0), *(pytest.param(other, 1, marks=pytest.mark.soak) for other in OTHERS)],
+    indirect=["broker"],
+)
+def test_results_of_the_last_frames_arrive_before_offline(
+    tmp_path: Path, broker: Server, probe: Probe, qos: int
+) -> None:
     body = f'{CAMERA}[inference]\nbackend = "fake"\n[backends.fake]\nlatency_ms = 100\n'
-    with AgentProcess(tmp_path, config(broker.port, body)) as agent:
+    with AgentProcess(tmp_path, config(broker.port, body, mqtt=f"[mqtt.qos]\nresults = {qos}")) as agent:
         probe.wait("cameras/a/results", n=3)
         assert agent.stop() == 0
     offline = probe.wait("available", lambda text: text == "offline")[0]
@@ -100,7 +110,8 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, broker: Broker, probe: Pro
         assert agent.process.wait(1.0) == 128 + signal.SIGTERM
 
 
-def test_an_engine_that_hangs_cannot_outlast_the_time_out(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_an_engine_that_hangs_cannot_outlast_the_time_out(tmp_path: Path, broker: Server, probe: Probe) -> None:
     body = f'{CAMERA}[inference]\nbackend = "tests.misbehaving:StuckEngine"\n'
     text = config(broker.port, body).replace("[agent]\n", "[agent]\nshutdown_timeout_s = 2\n")
     with AgentProcess(tmp_path, text, environ={"PYTHONPATH": str(ROOT)}) as agent:
@@ -112,8 +123,9 @@ def test_an_engine_that_hangs_cannot_outlast_the_time_out(tmp_path: Path, broker
     assert agent.text().splitlines()[-1] == "warning: left behind: engine"
 
 
+@on_all_brokers
 def test_an_unnamed_exception_in_a_task_exits_1_with_one_traceback(
-    tmp_path: Path, broker: Broker, probe: Probe
+    tmp_path: Path, broker: Server, probe: Probe
 ) -> None:
     body = f'{CAMERA}[inference]\nbackend = "tests.misbehaving:BuggyEngine"\n'
     with AgentProcess(tmp_path, config(broker.port, body), environ={"PYTHONPATH": str(ROOT)}) as agent:
@@ -129,21 +141,6 @@ def test_an_engine_that_fails_in_use_exits_1_with_a_sentence(tmp_path: Path, bro
         assert agent.process.wait(20) == 1
         probe.wait("available", lambda text: text == "offline")
     assert "error: the fake engine fails after 40 batches, as told" in agent.text().splitlines()
-
-
-def test_systemd_is_told_ready_and_stopping(tmp_path: Path, broker: Broker, probe: Probe) -> None:
-    address = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(address))
-        manager.settimeout(20)
-        with AgentProcess(tmp_path, config(broker.port, CAMERA), environ={"NOTIFY_SOCKET": str(address)}) as agent:
-            ready = manager.recv(4096).decode()
-            assert agent.events("model.activated"), "ready means that the model is warm"
-            assert agent.stop() == 0
-            stopping = manager.recv(4096).decode()
-    assert ready.splitlines()[0] == "READY=1"
-    assert ready.splitlines()[1].startswith("STATUS=running demo-320")
-    assert stopping.splitlines()[0] == "STOPPING=1"
 
 
 def test_check_names_every_mistake_and_exits_78(tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import pytest
 
 from edge_agent.models.store import ModelStore
 from tests import schemas
-from tests.rigs import AgentProcess, Broker, Probe, config
+from tests.brokers import on_all_brokers
+from tests.rigs import AgentProcess, Broker, Probe, Server, config
 
 pytestmark = pytest.mark.slow
 
 CAMERA = '[cameras.a]\nsource = "synthetic"\n'
+QUICKLY = "[model]\nprobation_frames = 10\n"
 
 
-def test_activate_swaps_the_model_between_two_frames(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_activate_swaps_the_model_between_two_frames(tmp_path: Path, broker: Server, probe: Probe) -> None:
     with AgentProcess(tmp_path, config(broker.port, CAMERA)):
         probe.wait("cameras/a/results", n=10)
         reply = probe.command("model.activate", name="demo-160")
@@ -64,8 +67,9 @@ def test_old_model_keeps_running_when_the_new_one_is_rejected(tmp_path: Path, br
     }
 
 
+@on_all_brokers
 def test_an_agent_whose_configured_model_fails_says_so_and_takes_another(
-    tmp_path: Path, broker: Broker, probe: Probe
+    tmp_path: Path, broker: Server, probe: Probe
 ) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"this is no model")
     body = CAMERA + '[model]\nactive = "broken"\n[models.broken]\npath = "broken.onnx"\n'
@@ -92,7 +96,7 @@ def test_a_restart_begins_with_what_passed_last_unless_the_configuration_says_ot
             result = probe.wait("cameras/a/results", n=seen + 3)[-1].json()["model"]
         return f"{result['name']}@{result['version']}"
 
-    with AgentProcess(tmp_path, config(broker.port, CAMERA)):
+    with AgentProcess(tmp_path, config(broker.port, CAMERA + QUICKLY)):
         probe.wait("cameras/a/results")
         for version in ("1", "2"):
             entry = {"options": {"top_k": 100 * int(version)}}
@@ -110,11 +114,12 @@ def test_a_restart_begins_with_what_passed_last_unless_the_configuration_says_ot
     assert {entry.id for entry in ModelStore({}, store).registry().models} >= {"mine@1", "mine@2"}
 
 
-def test_the_store_is_kept_by_command_and_jobs_tell_how_it_goes(tmp_path: Path, broker: Broker, probe: Probe) -> None:
+@on_all_brokers
+def test_the_store_is_kept_by_command_and_jobs_tell_how_it_goes(tmp_path: Path, broker: Server, probe: Probe) -> None:
     store = tmp_path / "state" / "edge-agent" / "models"
     (store / "uploads").mkdir(parents=True)
     shutil.copy(ModelStore({}).get("demo-seg").path, store / "uploads" / "regions.onnx")
-    with AgentProcess(tmp_path, config(broker.port, CAMERA)):
+    with AgentProcess(tmp_path, config(broker.port, CAMERA + QUICKLY)):
         probe.wait("cameras/a/results")
         registered = probe.command("model.register", file="regions.onnx", name="regions", version="2026-11")
         outside = probe.command("model.register", file="../registry.json", name="regions")

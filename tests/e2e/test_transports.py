@@ -10,8 +10,8 @@ import paho.mqtt.client as paho
 import pytest
 
 from tests import brokers
-from tests.brokers import Server, certificates, login
-from tests.rigs import AgentProcess, Probe, config, free_port, wait_until
+from tests.brokers import RabbitMq, certificates, login
+from tests.rigs import AgentProcess, Probe, Server, config, free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -42,18 +42,13 @@ MOSQUITTO: Mapping[str, Callable[[Path], Server]] = {
 RABBITMQ = ("rabbitmq", "rabbitmq-websockets")
 
 
-@pytest.fixture(scope="module")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with brokers.rabbitmq(tmp_path_factory.mktemp("rabbitmq"), transport="websockets") as broker:
-        yield broker
-
-
 @pytest.fixture(params=[*MOSQUITTO, *RABBITMQ])
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Way]:
     if request.param in RABBITMQ:
-        broker: Server = request.getfixturevalue("rabbitmq")
-        port, mqtt = (broker.port, broker.mqtt) if request.param != "rabbitmq" else (broker.plain_port, "")
-        yield Way(port, mqtt, broker.plain_port, paho.MQTTv311)
+        broker: RabbitMq = request.getfixturevalue("rabbitmq")
+        port, mqtt = (broker.port, "") if request.param == "rabbitmq" else (broker.web_port, broker.web_mqtt)
+        with brokers.swept(broker):
+            yield Way(port, mqtt, broker.plain_port, broker.version)
     else:
         with MOSQUITTO[request.param](tmp_path) as broker:
             yield Way(broker.port, broker.mqtt, broker.plain_port)
@@ -98,13 +93,13 @@ def test_the_protocol_is_the_one_that_was_asked_for_and_5_where_it_may_choose(tm
     assert event["protocol"] == ("5" if protocol == "auto" else protocol)
 
 
-def test_a_broker_that_knows_3_1_1_alone_and_hangs_up_on_5_gets_it(tmp_path: Path, rabbitmq: Server) -> None:
+def test_a_broker_that_knows_3_1_1_alone_and_hangs_up_on_5_gets_it(tmp_path: Path, rabbitmq: RabbitMq) -> None:
     with AgentProcess(tmp_path, config(rabbitmq.plain_port, CAMERA)) as agent:
         [event] = wait_until(lambda: agent.events("mqtt.connected"))
         assert event["protocol"] == "3.1.1"
 
 
-def test_an_agent_that_may_speak_5_alone_says_what_to_set(tmp_path: Path, rabbitmq: Server) -> None:
+def test_an_agent_that_may_speak_5_alone_says_what_to_set(tmp_path: Path, rabbitmq: RabbitMq) -> None:
     with AgentProcess(tmp_path, config(rabbitmq.plain_port, CAMERA, mqtt='protocol = "5"')) as agent:
         assert "mqtt.protocol" in refusals(agent)
 
@@ -128,6 +123,12 @@ def test_a_login_that_the_broker_does_not_take_is_told_as_such(tmp_path: Path, u
         reason = refusals(agent)
     assert "mqtt.username" in reason
     assert "mqtt.password" in reason
+
+
+def test_a_login_that_rabbitmq_does_not_take_is_told_as_such(tmp_path: Path, rabbitmq: RabbitMq) -> None:
+    mqtt = login(tmp_path, "guest", "wrong")
+    with AgentProcess(tmp_path, config(rabbitmq.port, CAMERA, mqtt=mqtt)) as agent:
+        assert "mqtt.password" in refusals(agent)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "websockets"])
@@ -202,9 +203,9 @@ def test_websockets_at_a_port_of_plain_mqtt_are_told_as_such(tmp_path: Path) -> 
         assert "mqtt.transport" in refusals(agent)
 
 
-def test_a_wrong_path_of_websockets_is_told_as_such(tmp_path: Path, rabbitmq: Server) -> None:
-    mqtt = 'transport = "websockets"\nwebsocket_path = "/nowhere"'
-    with AgentProcess(tmp_path, config(rabbitmq.port, CAMERA, mqtt=mqtt)) as agent:
+def test_a_wrong_path_of_websockets_is_told_as_such(tmp_path: Path, rabbitmq: RabbitMq) -> None:
+    mqtt = rabbitmq.web_mqtt.replace("/ws", "/nowhere")
+    with AgentProcess(tmp_path, config(rabbitmq.web_port, CAMERA, mqtt=mqtt)) as agent:
         assert "mqtt.websocket_path" in refusals(agent)
 
 

@@ -145,7 +145,7 @@ def test_while_an_engine_is_built_the_cpu_runs_the_model(options: TensorRtOption
             probe.wait("cameras/a/results", n=20)
             first = probe.wait("status", lambda value: value["backend"] == "onnx")[-1].json()
             assert "engine" in first["degraded"], first
-            probe.wait("status", lambda value: "building an engine" in (value["model"]["reason"] or ""), timeout_s=60)
+            probe.wait("status", lambda value: "demo-160: building" in (value["model"]["reason"] or ""), timeout_s=60)
             probe.wait("status", lambda value: value["backend"] == "tensorrt", timeout_s=120)
             probe.wait("health", lambda value: value["checks"]["engine"]["fact"] == "tensorrt")
             before = len(probe.on("cameras/a/results"))
