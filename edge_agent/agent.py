@@ -41,6 +41,7 @@ from edge_agent.governor import Governor
 from edge_agent.homeassistant import Announced, Presence
 from edge_agent.hotplug import DeviceWatch
 from edge_agent.messages import Topics
+from edge_agent.metrics import Facts
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.library import Library
 from edge_agent.models.loading import Wanted
@@ -48,7 +49,7 @@ from edge_agent.mqtt import Inbound, Link
 from edge_agent.outbox import Outbox
 from edge_agent.pipeline import Reporter, infer
 from edge_agent.policy import Conditions
-from edge_agent.prometheus import Facts, exporter
+from edge_agent.prometheus import exporter
 from edge_agent.pulse import Pulse
 from edge_agent.queue import FrameQueue
 from edge_agent.reports import Reports

@@ -12,24 +12,21 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-import msgspec
 import structlog
 
 from edge_agent import plugins
 from edge_agent.config import PrometheusOptions
 from edge_agent.errors import ConfigError
-from edge_agent.histogram import Histogram
-from edge_agent.messages import CameraPhase, CameraStats, Health, Stats, Status
+from edge_agent.metrics import Facts, families
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
+
 
 log = structlog.get_logger()
 
@@ -37,22 +34,6 @@ LOOPBACK = "127.0.0.1"
 
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_REQUESTS = 16
-_HEALTH = ("ok", "degraded", "failed")
-_PHASES: tuple[CameraPhase, ...] = ("connecting", "running", "stalled", "backoff", "disabled")
-_QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99", "max": "1"}
-_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """The last messages of each kind; `stats` is None until the first interval has ended. `latencies` by stage, and
-    `captures` by camera, are of the same moment, and like counters from `stats.since` on."""
-
-    status: Status
-    health: Health
-    stats: Stats | None = None
-    latencies: Mapping[str, Histogram] = field(default_factory=dict)
-    captures: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 @contextmanager
@@ -98,176 +79,6 @@ class _Messages:
     def collect(self) -> Iterable[Metric]:
         facts = self._facts()
         return families(facts) if facts else ()
-
-
-def families(facts: Facts) -> Iterator[Metric]:
-    """The metrics, in seconds, bytes and ratios; what is unknown has no sample."""
-    yield from _of_agent(facts.status, facts.health)
-    if facts.stats is not None:
-        yield from _of_process(facts.stats)
-        yield from _of_latency(facts.stats, facts.latencies, facts.captures)
-        yield from _of_cameras(facts.stats.cameras)
-
-
-def _of_agent(status: Status, health: Health) -> Iterator[Metric]:
-    yield _gauge(
-        "info",
-        "Which agent this is, and what runs on it; always 1",
-        ("version", "device", "model", "backend"),
-        [((status.version, status.device, status.model.name or "", status.backend or ""), 1)],
-    )
-    yield _gauge("start_time_seconds", "When the agent started, in Unix time", (), [((), _epoch(status.started_at))])
-    yield _gauge(
-        "health",
-        "Named health checks: 0 ok, 1 degraded, 2 failed",
-        ("check",),
-        [((name,), _HEALTH.index(check.state)) for name, check in health.checks.items()],
-    )
-    yield _gauge(
-        "camera_state",
-        "1 for the state that a camera is in, 0 for the others",
-        ("camera", "state"),
-        [((name, phase), phase == now) for name, now in status.cameras.items() for phase in _PHASES],
-    )
-    yield _gauge("policy_rung", "Rung of the latency ladder; 0 is the wanted model", (), [((), status.policy.rung)])
-
-
-def _of_process(stats: Stats) -> Iterator[Metric]:
-    outbox, process = stats.outbox, stats.process
-    yield _gauge("stats_time_seconds", "When the counters were last read, in Unix time", (), [((), _epoch(stats.at))])
-    yield _gauge(
-        "outbox_messages",
-        "Messages that wait in memory for the broker",
-        ("class",),
-        [((kind,), count) for kind, count in outbox.waiting.items()],
-    )
-    yield _counter(
-        "outbox_dropped",
-        "Messages that were never sent",
-        ("class", "cause"),
-        [((kind, cause), count) for kind, causes in outbox.dropped.items() for cause, count in causes.items()],
-    )
-    yield _counter(
-        "outbox_refused",
-        "Messages that the broker did not take",
-        ("reason",),
-        [((reason,), count) for reason, count in outbox.refused.items()],
-    )
-    yield _gauge("spool_messages", "Messages that wait on disk for the broker", (), [((), outbox.spool.messages)])
-    yield _gauge("spool_bytes", "What waits on disk for the broker", (), [((), outbox.spool.bytes)])
-    yield _gauge("process_cpu_ratio", "CPU cores in use; 1 is one core", (), [((), _scaled(process.cpu_percent, 1e-2))])
-    yield _gauge("process_resident_memory_bytes", "Memory of the agent", (), [((), _scaled(process.rss_mb, 1e6))])
-    yield _gauge("process_threads", "Threads of the agent", (), [((), process.threads)])
-    yield _gauge("process_open_fds", "Open files of the agent", (), [((), process.open_files)])
-    yield _counter(
-        "log_dropped_lines", "Lines that a stuck stdout kept from the log", (), [((), stats.log_lines_dropped)]
-    )
-
-
-def _of_latency(
-    stats: Stats, latencies: Mapping[str, Histogram], captures: Mapping[str, Histogram]
-) -> Iterator[Metric]:
-    # The gauge for who wants a number and its maximum, as the message has them; the histograms can be added up over
-    # devices, and over any time. Capture is by camera: what one that is removed had counted would else be missing.
-    yield _gauge(
-        "stage_latency_seconds",
-        f"Percentiles over the last {stats.window_s:g} s; total is from capture to the end of post-processing",
-        ("stage", "quantile"),
-        [
-            ((stage, quantile), _scaled(getattr(percentiles, key), 1e-3))
-            for stage, percentiles in stats.stages_ms.items()
-            for key, quantile in _QUANTILES.items()
-        ],
-    )
-    yield _histogram("stage_duration_seconds", "How long frames were in each stage", "stage", latencies)
-    yield _histogram("camera_capture_seconds", "From a picture that is there to one in the queue", "camera", captures)
-
-
-def _of_cameras(cameras: Mapping[str, CameraStats]) -> Iterator[Metric]:
-    counters: dict[str, tuple[str, Callable[[CameraStats], float]]] = {
-        "captured_frames": ("Frames that came from the camera", lambda camera: camera.captured),
-        "inferred_frames": ("Frames that the model has seen", lambda camera: camera.inferred),
-        "skipped_frames": ("Frames that were not wanted", lambda camera: camera.skipped),
-        "published_results": ("Results that were given to the broker", lambda camera: camera.published),
-        "reconnects": ("Times the camera was connected anew", lambda camera: camera.connection.reconnects),
-        "stalls": ("Times the camera sent nothing", lambda camera: camera.connection.stalls),
-    }
-    gauges: dict[str, tuple[str, Callable[[CameraStats], float | None]]] = {
-        "queued_frames": ("Frames that wait for the model", lambda camera: camera.waiting),
-        "nominal_fps": ("Frames a second, as the camera says", lambda camera: camera.connection.nominal_fps),
-        "jitter_seconds": (
-            "Standard deviation of the time between two frames, last hour",
-            lambda camera: _scaled(camera.connection.jitter_ms, 1e-3),
-        ),
-        "first_frame_seconds": (
-            "From the last connecting to the first frame",
-            lambda camera: _scaled(camera.connection.first_frame_ms, 1e-3),
-        ),
-        "threads_left_behind": ("Threads that hang", lambda camera: camera.connection.threads_left_behind),
-    }
-    for name, (text, read) in counters.items():
-        yield _counter(f"camera_{name}", text, ("camera",), [((key,), read(camera)) for key, camera in cameras.items()])
-    for name, (text, find) in gauges.items():
-        yield _gauge(f"camera_{name}", text, ("camera",), [((key,), find(camera)) for key, camera in cameras.items()])
-    yield _counter(
-        "camera_dropped_frames",
-        "Frames that were captured and not inferred",
-        ("camera", "cause"),
-        [
-            ((name, cause), count)
-            for name, camera in cameras.items()
-            for cause, count in msgspec.structs.asdict(camera.drops).items()
-        ],
-    )
-    yield _gauge(
-        "camera_objects",
-        "Objects in the last result",
-        ("camera", "label"),
-        [((name, label), count) for name, camera in cameras.items() for label, count in camera.objects.items()],
-    )
-
-
-_Samples = Iterable[tuple[tuple[str, ...], "float | None"]]
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    return _filled(GaugeMetricFamily(f"edge_agent_{name}", text, labels=labels), samples)
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
-    """`_total` is added to the name."""
-    from prometheus_client.core import CounterMetricFamily
-
-    return _filled(CounterMetricFamily(f"edge_agent_{name}", text, labels=labels), samples)
-
-
-def _histogram(name: str, text: str, label: str, seen: Mapping[str, Histogram]) -> Metric:
-    from prometheus_client.core import HistogramMetricFamily
-
-    family = HistogramMetricFamily(f"edge_agent_{name}", text, labels=(label,))
-    for key, one in seen.items():
-        counts = [*one.at_most([limit_s * 1e3 for limit_s in _BUCKETS_S]), one.count]
-        limits = [*map(str, _BUCKETS_S), "+Inf"]
-        family.add_metric((key,), list(zip(limits, counts, strict=True)), sum_value=one.sum_ms / 1e3)
-    return family
-
-
-def _filled(family: Any, samples: _Samples) -> Metric:
-    for labels, value in samples:
-        if value is not None:
-            family.add_metric(labels, float(value))
-    metric: Metric = family
-    return metric
-
-
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
-def _epoch(moment: str) -> float:
-    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
 class _Handler(WSGIRequestHandler):

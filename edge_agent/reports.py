@@ -15,11 +15,11 @@ from edge_agent.checkup import Checkup
 from edge_agent.data import Message, ModelRef
 from edge_agent.histogram import WINDOW_S, Histogram, Window, durations
 from edge_agent.messages import SCHEMA_VERSION, AgentState, CheckState, Topics, timestamp
+from edge_agent.metrics import Facts
 from edge_agent.model_slot import ModelSlot
 from edge_agent.models.store import StoredModel
 from edge_agent.mqtt import Link
 from edge_agent.outbox import Outbox
-from edge_agent.prometheus import Facts
 from edge_agent.queue import FrameQueue
 from edge_agent.readings import ProcessReadings, Readings
 from edge_agent.stats import STAGES, LineStats, Rate, percentiles

@@ -15,9 +15,11 @@ import msgspec
 import paho.mqtt.client as paho
 import pytest
 
-from edge_agent import errors, messages
+from edge_agent import errors, health, messages, readings
 from edge_agent.commands import described
+from edge_agent.config import HealthOptions
 from edge_agent.errors import CommandCode, EdgeAgentError, ModelCode
+from edge_agent.metrics import Facts, families
 from edge_agent.signing import Signatures
 from tests import schemas
 from tests.rigs import ROOT, Broker, Heard, Probe, need_program, wait_until
@@ -81,7 +83,8 @@ def lies_in(less: Any, more: Any) -> bool:
 
 def test_the_examples_show_every_kind_that_matters() -> None:
     shown = " ".join(topic for topic, _ in examples())
-    assert all(part in shown for part in ("results", "events", "status", "cmd", "reply/", "jobs/"))
+    parts = ("results", "events", "status", "health", "stats", "cmd", "reply/", "jobs/")
+    assert all(part in shown for part in parts)
     replies = [json.loads(text)["status"] for topic, text in examples() if "/reply/" in topic]
     assert replies == ["accepted", "ok", "error"]
 
@@ -127,6 +130,70 @@ def test_every_code_of_a_reply_is_explained_once() -> None:
     assert sorted(told) == sorted(known)
 
 
+def test_every_check_of_health_is_explained() -> None:
+    told = [cells[0].strip("`") for cells in rows(MQTT, "## Health")]
+    facts = health.Facts(
+        broker_connected=True,
+        broker_error=None,
+        model_state="ready",
+        model_reason=None,
+        cameras={"<name>": health.CameraFacts("running")},
+    )
+    assert sorted(told) == sorted(health.find(facts, HealthOptions()))
+
+
+def test_what_is_well_is_what_the_configuration_says() -> None:
+    told = {cells[0].strip("`"): float(cells[1]) for cells in rows(MQTT, "### What is well")}
+    assert told == msgspec.structs.asdict(HealthOptions())
+
+
+def test_each_thing_that_the_sensors_see_is_named() -> None:
+    told = {cells[0].strip("`"): re.findall(r"`(\w+)`", cells[1]) for cells in rows(MQTT, "### The machine")}
+    kinds = {
+        "process": [readings.ProcessReadings],
+        "host": [readings.HostReadings],
+        "gpus": [readings.GpuReadings],
+        "board": [readings.BoardReadings, readings.RailReadings],
+    }
+    assert {part: sorted(names) for part, names in told.items()} == {
+        part: sorted(name for kind in parts for name in kind.__struct_fields__) for part, parts in kinds.items()
+    }
+
+
+def test_every_metric_is_told_and_each_that_is_told_is_there() -> None:
+    pytest.importorskip("prometheus_client", reason="not installed: pip install 'edge-agent[prometheus]'")
+    told = {name for cells in rows(MQTT, "### Prometheus") for name in re.findall(r"`([\w…]+)`", cells[0])}
+    there = {family.name for family in families(everything())}
+    matching = {name: [one for one in there if is_metric(one, name)] for name in told}
+    assert all(matching.values()), matching
+    assert there == {one for found in matching.values() for one in found}
+
+
+def is_metric(full: str, told: str) -> bool:
+    """Whether a metric is the one, or of the kind, that the table names."""
+    name = full.removeprefix("edge_agent_")
+    return (
+        name.startswith(told[:-1]) if told.endswith("…") else name.removesuffix("_total") == told.removesuffix("_total")
+    )
+
+
+def everything() -> Facts:
+    """The documented messages, of a machine with a GPU, on a board."""
+    told = {kind: msgspec.json.decode(text, type=kind) for kind, text in documented()}
+    seen = msgspec.structs.replace(
+        told[messages.Stats], gpus=[readings.GpuReadings(index=0)], board=readings.BoardReadings()
+    )
+    return Facts(told[messages.Status], told[messages.Health], seen)
+
+
+def documented() -> Iterator[tuple[Any, str]]:
+    """What the device says of itself, with its type."""
+    for topic, text in examples():
+        kind = messages.contract().get(topic.removeprefix("edge/line-3/"))
+        if kind is not None:
+            yield kind, text
+
+
 def is_error(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, EdgeAgentError) and "code" in vars(kind)
 
@@ -151,7 +218,7 @@ def test_the_signed_example_is_signed_with_the_key_that_is_shown(tmp_path: Path)
     assert json.loads(Signatures(str(tmp_path / "operator.pem")).opened(envelope.encode()))["id"] == "roll-1"
 
 
-@pytest.mark.parametrize("document", [MQTT, FLEET], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if target.startswith("https://"):

@@ -1,13 +1,11 @@
-"""What holds for the whole tree: imports, generated documents, the unit, logs, threads."""
+"""What holds for the whole tree: imports, generated documents, logs, threads."""
 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import generate_docs
 import pytest
@@ -17,7 +15,7 @@ from edge_agent.backoff import backoff
 from edge_agent.stats import Rate
 from edge_agent.threads import OwnerThread, in_thread
 from tests import schemas
-from tests.rigs import ROOT, need_program
+from tests.rigs import ROOT
 
 HEAVY = ("cv2", "onnxruntime", "tensorrt", "torch", "amqtt", "pynvml", "cuda")
 
@@ -33,8 +31,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed(module: str) -> None:
 
 
 def test_importing_the_package_takes_no_more_than_150_ms() -> None:
-    code = "import time; t = time.perf_counter(); import edge_agent, edge_agent.cli; print(time.perf_counter() - t)"
-    assert statistics.median(float(python(code)) for _ in range(5)) <= 0.150
+    clock = "time.process_time()"  # CPU: what else runs on the machine is not in it
+    code = f"import time; t = {clock}; import edge_agent, edge_agent.cli; print({clock} - t)"
+    assert min(float(python(code)) for _ in range(5)) <= 0.150
 
 
 def test_the_package_imports_where_no_optional_library_is_installed() -> None:
@@ -56,17 +55,6 @@ def test_check_says_how_to_install_what_is_missing(library: str, extra: str) -> 
 
 def test_the_generated_documents_are_up_to_date() -> None:
     assert schemas.document() == generate_docs.asyncapi()
-
-
-def test_the_unit_passes_systemds_own_check(tmp_path: Path) -> None:
-    program = need_program("systemd-analyze", "systemd")
-    text = (ROOT / "systemd" / "edge-agent.service").read_text()
-    assert "ExecStart=/opt/edge-agent/.venv/bin/edge-agent run" in text
-    unit = tmp_path / "edge-agent.service"
-    runnable = text.replace("/opt/edge-agent/.venv/bin/edge-agent", sys.executable)
-    unit.write_text(runnable.replace("file:/opt/edge-agent/README.md", "man:true(1)"))
-    done = subprocess.run([program, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
-    assert "edge-agent.service" not in done.stderr, done.stderr
 
 
 def test_back_off_doubles_to_its_limit_and_never_knocks_in_step() -> None:

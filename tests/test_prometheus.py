@@ -3,32 +3,99 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent import messages
 from edge_agent.config import PrometheusOptions
 from edge_agent.errors import ConfigError
 from edge_agent.histogram import Histogram
-from edge_agent.prometheus import Facts, address, exporter
+from edge_agent.metrics import Facts, families
+from edge_agent.prometheus import address, exporter
+from edge_agent.readings import (
+    BoardReadings,
+    GpuReadings,
+    HostReadings,
+    ProcessReadings,
+    RailReadings,
+    Readings,
+)
+from edge_agent.sensors import detect
+from edge_agent.sensors.jetson import JetsonSensor
+from tests.jetson_trees import BOARDS, planted
 from tests.rigs import free_port, wait_until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 PHASES = get_args(messages.CameraPhase)
 DROPS = messages.Drops.__struct_fields__
 TOTALS_MS = (0.2, 7.0, 20.0, 20.0, 20.0, 80.0, 400.0, 12_000.0)
+PROCESS = ProcessReadings(cpu_percent=150.0, rss_mb=128.0, threads=12)
+GPUS = [
+    GpuReadings(
+        index=0,
+        name="NVIDIA H100 80GB HBM3",
+        uuid="GPU-0",
+        driver="580.159.04",
+        utilisation_percent=37,
+        encoder_percent=5,
+        decoder_percent=0,
+        memory_total_mb=85520.81,
+        memory_used_mb=21380.2,
+        temperature_c=41,
+        power_w=118.25,
+        power_limit_w=700.0,
+        sm_mhz=1980,
+        memory_mhz=2619,
+        throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
+        ecc_uncorrected=2,
+        last_xid=79,
+    ),
+    GpuReadings(index=1, throttle_reasons=[]),
+]
+SEES = Readings(
+    process=PROCESS,
+    host=HostReadings(
+        cpu_percent=25.0,
+        core_percent=[0.0, 50.0],
+        load_1m=0.5,
+        load_15m=0.25,
+        memory_total_mb=8000.0,
+        memory_available_mb=6000.0,
+        memory_used_mb=2000.0,
+        swap_total_mb=0.0,
+        disk_free_mb=512.5,
+        network_rx_bytes=2**40,
+        network_tx_bytes=7,
+        uptime_s=3600.5,
+        clock_synchronised=False,
+    ),
+    gpus=GPUS,
+    troubles={"nvml": "it does not answer"},
+)
 
 
-def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None = "onnx") -> Facts:
+def facts(
+    *,
+    captured: int = 100,
+    with_stats: bool = True,
+    backend: str | None = "onnx",
+    readings: Readings = SEES,
+) -> Facts:
     at = "2026-01-31T12:00:00.000000Z"
     status = {
         "schema": 1,
@@ -51,8 +118,11 @@ def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None =
         "degraded": ["camera.front"],
         "cameras": {"front": "backoff", 'odd "name"\n': "running"},
     }
-    checks = {"broker": {"state": "ok", "fact": ""}, "model": {"state": "failed", "fact": ""}}
-    checks["camera.front"] = {"state": "degraded", "fact": "no result yet"}
+    checks = {
+        "broker": {"state": "ok", "fact": "connected", "since": "2026-01-31T11:00:01.250000Z", "age_s": 0.0},
+        "model": {"state": "failed", "fact": "gone", "since": at, "age_s": 0.0},
+        "camera.front": {"state": "degraded", "fact": "no result yet", "since": at, "age_s": 6.5},
+    }
     camera = {
         "captured": captured,
         "inferred": captured - 7,
@@ -100,7 +170,12 @@ def facts(*, captured: int = 100, with_stats: bool = True, backend: str | None =
             "spool": {"messages": 11, "bytes": 2048, "trouble": None},
         },
         "commands": {"ok": 3, "busy": 1},
-        "process": {"cpu_percent": 150.0, "rss_mb": 128.0, "threads": 12, "open_files": None},
+        "process": readings.process,
+        "loop_lag_ms": {"p50": 0.5, "p95": 2.0, "p99": None, "max": 40.0, "n": 200},
+        "host": readings.host,
+        "gpus": readings.gpus,
+        "board": readings.board,
+        "sensor_troubles": readings.troubles,
         "log_lines_dropped": 6,
     }
     return Facts(
@@ -143,7 +218,29 @@ def scraped(text: str) -> Samples:
     return found
 
 
-def value(found: Samples, name: str, **labels: str) -> float:
+class _Once:
+    """A collector of these facts."""
+
+    def __init__(self, known: Facts) -> None:
+        self._known = known
+
+    def collect(self) -> Any:
+        return families(self._known)
+
+
+def rendered(known: Facts) -> Samples:
+    """The samples of a page, without a server."""
+    registry = CollectorRegistry()
+    registry.register(_Once(known))
+    return scraped(generate_latest(registry).decode())
+
+
+def labelled(found: Samples, name: str) -> dict[str, float]:
+    """The samples of a metric by the value of its one label."""
+    return {labels[0][1]: value for (full, labels), value in found.items() if full == f"edge_agent_{name}"}
+
+
+def value(found: Samples, name: str, /, **labels: str) -> float:
     return found[f"edge_agent_{name}", tuple(sorted(labels.items()))]
 
 
@@ -165,6 +262,12 @@ def test_health_is_a_number_for_each_check(found: Samples) -> None:
     assert value(found, "health", check="model") == 2
 
 
+def test_a_check_says_since_when_and_how_old_its_fact_is(found: Samples) -> None:
+    assert value(found, "health_since_seconds", check="broker") == 1769857201.25
+    assert value(found, "health_fact_age_seconds", check="camera.front") == 6.5
+    assert value(found, "health_time_seconds") == value(found, "stats_time_seconds") == 1769860800
+
+
 def test_a_camera_is_in_one_state_of_all(found: Samples) -> None:
     states = {phase: value(found, "camera_state", camera="front", state=phase) for phase in PHASES}
 
@@ -179,6 +282,8 @@ def test_units_are_seconds_bytes_and_ratios(found: Samples) -> None:
     assert value(found, "camera_first_frame_seconds", camera="front") == pytest.approx(0.25)
     assert value(found, "process_resident_memory_bytes") == pytest.approx(128e6)
     assert value(found, "process_cpu_ratio") == pytest.approx(1.5)
+    assert value(found, "loop_lag_seconds", quantile="0.95") == pytest.approx(0.002)
+    assert value(found, "loop_lag_seconds", quantile="1") == pytest.approx(0.04)
     assert not [name for name, _ in found if "_ms" in name or "_mb" in name or "percent" in name]
 
 
@@ -212,6 +317,139 @@ def test_what_is_unknown_has_no_sample(found: Samples) -> None:
     assert "edge_agent_process_open_fds" not in names
     assert "edge_agent_camera_nominal_fps" not in names
     assert ("edge_agent_stage_latency_seconds", (("quantile", "0.5"), ("stage", "queue"))) not in found
+    assert ("edge_agent_loop_lag_seconds", (("quantile", "0.99"),)) not in found
+
+
+def test_the_machine_is_told_in_ratios_bytes_and_seconds(found: Samples) -> None:
+    assert value(found, "host_cpu_ratio") == 0.25
+    assert [value(found, "host_core_cpu_ratio", core=core) for core in "01"] == [0, 0.5]
+    assert {labels for name, labels in found if name == "edge_agent_host_load"} == {
+        (("minutes", "1"),),
+        (("minutes", "15"),),
+    }
+    assert value(found, "host_load", minutes="15") == 0.25
+    assert value(found, "host_memory_total_bytes") == 8e9
+    assert value(found, "host_memory_available_bytes") == 6e9
+    assert value(found, "host_memory_used_bytes") == 2e9
+    assert value(found, "host_swap_total_bytes") == 0
+    assert value(found, "host_disk_free_bytes") == 512.5e6
+    assert value(found, "host_network_received_bytes_total") == 2**40
+    assert value(found, "host_network_sent_bytes_total") == 7
+    assert value(found, "host_uptime_seconds") == 3600.5
+    assert value(found, "host_clock_synchronised") == 0
+    assert value(found, "sensor_failed", sensor="nvml") == 1
+    assert not {"edge_agent_host_swap_used_bytes", "edge_agent_host_disk_total_bytes"} & {name for name, _ in found}
+
+
+def test_each_gpu_is_told_by_its_number_and_name(found: Samples) -> None:
+    of_0 = {"gpu": "0", "name": "NVIDIA H100 80GB HBM3"}
+
+    assert value(found, "gpu_info", **of_0, uuid="GPU-0", driver="580.159.04") == 1
+    assert value(found, "gpu_utilisation_ratio", **of_0) == pytest.approx(0.37)
+    assert value(found, "gpu_decoder_ratio", **of_0) == 0
+    assert value(found, "gpu_memory_total_bytes", **of_0) == pytest.approx(85520.81e6)
+    assert value(found, "gpu_temperature_celsius", **of_0) == 41
+    assert value(found, "gpu_power_watts", **of_0) == 118.25
+    assert value(found, "gpu_sm_clock_hertz", **of_0) == 1.98e9
+    assert value(found, "gpu_throttle_reasons", **of_0) == 2
+    assert value(found, "gpu_throttled", **of_0, reason="hw_thermal_slowdown") == 1
+    assert value(found, "gpu_ecc_uncorrected_errors_total", **of_0) == 2
+    assert value(found, "gpu_last_xid", **of_0) == 79
+    of_1 = {name for name, labels in found if ("gpu", "1") in labels}
+    assert of_1 == {"edge_agent_gpu_info", "edge_agent_gpu_throttle_reasons"}, "of this one no more is known"
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_is_told_by_its_zones_and_rails(tmp_path: Path, board: str) -> None:
+    with planted(tmp_path, BOARDS[board]):
+        seen = JetsonSensor(tmp_path).read().board
+    assert seen is not None and seen.temperatures_c and seen.rails and seen.fan_percent is not None
+    found = rendered(facts(readings=Readings(process=PROCESS, board=seen)))
+
+    named = {"model": seen.model, "l4t": seen.l4t, "jetpack": seen.jetpack, "power_mode": seen.power_mode}
+    assert value(found, "board_info", **{key: text or "" for key, text in named.items()}) == 1
+    assert labelled(found, "board_temperature_celsius") == seen.temperatures_c
+    assert labelled(found, "board_rail_watts") == {name: rail.power_w for name, rail in seen.rails.items()}
+    assert labelled(found, "board_rail_volts") == {name: rail.voltage_v for name, rail in seen.rails.items()}
+    assert value(found, "board_fan_ratio") == pytest.approx(seen.fan_percent / 100)
+    assert labelled(found, "board_throttled") == {text.split()[0]: 1 for text in seen.throttling or ()}
+    for name, known in (("gpu_utilisation_ratio", seen.gpu_percent), ("power_watts", seen.power_w)):
+        assert (f"edge_agent_board_{name}" in {name for name, _ in found}) == (known is not None)
+
+
+def test_of_what_is_not_there_no_metric_is_there() -> None:
+    names = {name for name, _ in rendered(facts(readings=Readings(process=ProcessReadings())))}
+
+    machine = re.compile(r"edge_agent_(host|gpu|board|process|sensor)_")
+    assert names and not [name for name in names if machine.match(name)]
+
+
+def test_what_this_machine_says_of_itself_can_be_scraped() -> None:
+    sensors = detect()
+    try:
+        sensors.read()  # shares are of the time since
+        readings = sensors.read()
+    finally:
+        sensors.close()
+    found = rendered(facts(readings=readings))
+
+    assert readings.host is not None and readings.host.memory_total_mb is not None
+    assert value(found, "host_memory_total_bytes") == readings.host.memory_total_mb * 1e6
+    assert len(labelled(found, "host_core_cpu_ratio")) == len(readings.host.core_percent or ())
+
+
+NUMBERS = st.floats(0, 1e12, allow_nan=False)
+SHORT = st.text(max_size=8)
+
+
+def some(kind: type[Any], **special: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Readings of which anything may be absent."""
+    known = {name: st.none() | special.get(name, NUMBERS) for name in kind.__struct_fields__}
+    return st.builds(kind, **known)
+
+
+HOSTS = some(HostReadings, core_percent=st.lists(NUMBERS, min_size=1, max_size=4), clock_synchronised=st.booleans())
+REASONS = st.lists(SHORT, max_size=3)
+A_GPU = some(
+    GpuReadings, index=st.just(0), throttle_reasons=REASONS, **dict.fromkeys(("name", "uuid", "driver"), SHORT)
+)
+A_BOARD = some(
+    BoardReadings,
+    temperatures_c=st.dictionaries(SHORT, NUMBERS, max_size=3),
+    rails=st.dictionaries(SHORT, some(RailReadings), max_size=3),
+    throttling=REASONS,
+    **dict.fromkeys(("model", "l4t", "jetpack", "power_mode"), SHORT),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.none() | HOSTS, st.none() | st.lists(A_GPU, max_size=3), st.none() | A_BOARD)
+def test_whatever_is_known_is_there_once_and_nothing_else(
+    host: HostReadings | None, gpus: list[GpuReadings] | None, board: BoardReadings | None
+) -> None:
+    numbered = None if gpus is None else [msgspec.structs.replace(gpu, index=n) for n, gpu in enumerate(gpus)]
+    found = rendered(facts(readings=Readings(process=ProcessReadings(), host=host, gpus=numbered, board=board)))
+
+    told = {
+        part: [key for key in found if key[0].startswith(f"edge_agent_{part}_")] for part in ("host", "gpu", "board")
+    }
+    assert len(told["host"]) == (numbers(host) if host else 0)
+    of_gpus = [numbers(gpu) + 1 + len(set(gpu.throttle_reasons or ())) for gpu in numbered or ()]  # with info
+    assert len(told["gpu"]) == sum(of_gpus) - len(of_gpus)  # their index is a label
+    throttled = {reason.split(" ")[0] for reason in board.throttling or ()} if board else ()
+    assert len(told["board"]) == (numbers(board) + 1 + len(throttled) if board else 0)
+    assert all(math.isfinite(found[key]) for keys in told.values() for key in keys)
+
+
+def numbers(readings: Any) -> int:
+    """How many numbers there are in readings; a list of texts is one, its length."""
+    if isinstance(readings, msgspec.Struct):
+        return sum(numbers(getattr(readings, name)) for name in readings.__struct_fields__)
+    if isinstance(readings, dict):
+        return sum(map(numbers, readings.values()))
+    if isinstance(readings, list):
+        return len(readings) if readings and isinstance(readings[0], float) else 1
+    return int(isinstance(readings, (bool, int, float)))
 
 
 def test_each_family_has_a_type_and_a_text() -> None:

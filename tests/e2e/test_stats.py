@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ pace = "fast"
     assert stats["cameras"]["film"]["capture_ms"] == stages["capture"]
     assert sum(int(size) * count for size, count in stats["batch_sizes"].items()) == FRAMES
     assert {int(size) for size in stats["batch_sizes"]} <= {1, 2, 3, 4}
-    assert (stats["inference_clock"], stats["window_s"], stats["log_lines_dropped"]) == ("cpu", 60.0, None)
+    assert (stats["inference_clock"], stats["window_s"], stats["log_lines_dropped"]) == ("cpu", 60.0, 0)
 
     name = "edge_agent_stage_duration_seconds"
     totals_s = np.array([result["latency_ms"]["total"] for result in results]) / 1e3
@@ -89,6 +90,38 @@ pace = "fast"
         counted = metrics[f'{name}_bucket{{le="{limit_s}",stage="total"}}']
         assert (totals_s * 1.011 <= limit_s).sum() <= counted <= (totals_s * 0.989 <= limit_s).sum()
     assert metrics['edge_agent_camera_capture_seconds_count{camera="film"}'] == FRAMES
+
+
+def test_the_machine_is_in_statistics_and_metrics_as_its_kernel_tells_it(
+    tmp_path: Path, broker: Broker, probe: Probe
+) -> None:
+    pytest.importorskip("prometheus_client", reason="not installed: pip install 'edge-agent[prometheus]'")
+    port = free_port()
+    body = f'[prometheus]\nlisten = "{port}"\n[cameras.a]\nsource = "synthetic"\n'
+    with AgentProcess(tmp_path, config(broker.port, body)):
+        told = probe.wait("stats", lambda stats: stats["host"] is not None and stats["loop_lag_ms"]["n"] > 0)[-1].json()
+        health = probe.wait("health", lambda health: health["checks"]["memory"]["fact"] != "not read yet")[-1].json()
+        metrics = scraped(port)
+
+    host, lag = told["host"], told["loop_lag_ms"]
+    total_mb = int(re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024 / 1e6
+    assert host["memory_total_mb"] == pytest.approx(total_mb, abs=0.1)
+    assert 0 < host["memory_used_mb"] < total_mb and host["uptime_s"] > 0
+    assert 0 < lag["p50"] <= lag["p95"] <= lag["p99"] <= lag["max"]
+    assert told["process"]["threads"] > 1 and told["process"]["rss_mb"] > 20
+    assert told["sensor_troubles"] == {}
+    assert metrics["edge_agent_host_memory_total_bytes"] == host["memory_total_mb"] * 1e6
+    assert metrics["edge_agent_log_dropped_lines_total"] == 0
+    assert {name for name in metrics if name.startswith("edge_agent_loop_lag_seconds")} == {
+        f'edge_agent_loop_lag_seconds{{quantile="{quantile}"}}' for quantile in ("0.5", "0.95", "0.99", "1")
+    }
+    synchronised = host["clock_synchronised"]
+    if synchronised is not None:
+        assert metrics["edge_agent_host_clock_synchronised"] == synchronised
+        assert health["checks"]["clock"]["state"] == ("ok" if synchronised else "degraded")
+        assert metrics['edge_agent_health{check="clock"}'] == (0 if synchronised else 1)
+    for check in health["checks"]:
+        assert f'edge_agent_health_since_seconds{{check="{check}"}}' in metrics
 
 
 def test_without_a_model_nobody_times_inference(tmp_path: Path, broker: Broker, probe: Probe) -> None:
