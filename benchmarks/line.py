@@ -24,7 +24,7 @@ import psutil
 
 from edge_agent.models.store import ModelStore
 from edge_agent.sources.world import World
-from tests.rigs import AgentProcess, Broker, Probe, config, need_program, wait_until
+from tests.rigs import AgentProcess, Broker, Probe, Server, config, need_program, wait_until
 
 HERE = Path(__file__).parent
 WARM_UP = 30
@@ -49,7 +49,7 @@ def bare_loop(video: Path, model: Path, head: str, threads: int) -> dict[str, An
     return answer
 
 
-def agent(folder: Path, broker: Broker, video: Path, model: Path, head: str, threads: int) -> dict[str, Any]:
+def agent(folder: Path, broker: Server, video: Path, model: Path, head: str, threads: int) -> dict[str, Any]:
     labels = 'labels = "coco80"' if head == "yolox" else ""
     body = f"""
 [model]
@@ -89,7 +89,7 @@ pace = "fast"
     }
 
 
-def saturation(folder: Path, broker: Broker, *, cameras: int, seconds: float) -> dict[str, float]:
+def saturation(folder: Path, broker: Server, *, cameras: int, seconds: float) -> dict[str, float]:
     """Frames a second, end to end, with the fake engine and synthetic 640x480 frames as fast as they are taken."""
     tables = "".join(f'[cameras.c{i}]\nsource = "synthetic"\npace = "fast"\nseed = {i}\n' for i in range(cameras))
     body = f'[inference]\nbackend = "fake"\n{tables}'
