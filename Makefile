@@ -5,7 +5,7 @@ VENV := .venv
 # The check's own tools want one fixed Python; any that is there will do.
 CHECK := .venv-check
 
-.PHONY: help run venv test test-vm test-gpu check docs format bench bench-decode bench-gpu train-demo clean
+.PHONY: help run venv install uninstall deb test test-vm test-systemd test-gpu check docs format bench bench-decode bench-gpu soak train-demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -18,12 +18,25 @@ venv: $(VENV)/.installed  ## install into .venv and do no more
 $(VENV)/.installed: pyproject.toml tools/venv.sh
 	@tools/venv.sh $(VENV) onnx,opencv,demo $(PYTHON)
 
+install:  ## install as a service (PREFIX=/usr/local DESTDIR= …: tools/install.sh), without starting it
+	@PYTHON=$(PYTHON) tools/install.sh install
+
+uninstall:  ## take that away; configuration and state stay (PURGE=1: they go too)
+	@tools/install.sh uninstall
+
+deb:  ## a Debian package with all that it needs in it, for the Python of this system
+	@tools/build_deb.sh
+
 test:  ## all tests that need no GPU, under every Python from 3.10 to 3.13 that is here
 	@tools/test-packages.sh
 	@tools/test.sh
 
 test-vm:  ## V4L2 against a real driver, in a virtual machine; as root
 	@python3 tests/vm/run.py
+
+test-systemd:  ## the Debian package under a real systemd, in a container and with a camera in a virtual machine; as root
+	@python3 tests/vm/systemd.py
+	@python3 tests/vm/systemd_machine.py
 
 test-gpu: .venv-gpu/.installed  ## TensorRT and the CUDA kernels on a real GPU (TensorRT from JetPack, or in .venv-gpu)
 	.venv-gpu/bin/python -m pytest tests/gpu
@@ -59,6 +72,9 @@ bench-decode: .venv-bench/.installed  ## what decoding costs beside two public p
 	@tools/venv.sh .venv-bench bench $(PYTHON)
 	@.venv-bench/bin/python -m pip install -q --no-deps rtmlib==0.0.16 supervision==0.31.2  # they want another OpenCV
 	@touch $@
+
+soak: $(CHECK)/.installed  ## whether anything grows while all that can fail does (MINUTES=10, to days)
+	$(CHECK)/bin/python benchmarks/soak.py --minutes $(or $(MINUTES),10)
 
 bench-gpu: .venv-gpu/.installed  ## the line on the GPU beside the bare engine
 	.venv-gpu/bin/python -m benchmarks.gpu

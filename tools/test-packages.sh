@@ -1,8 +1,9 @@
 #!/bin/sh
 # What the tests need of Debian or Ubuntu, installed where that is allowed; elsewhere those tests are skipped.
 set -u
-packages="g++ mosquitto mosquitto-clients rabbitmq-server gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools \
-gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
+packages="g++ systemd python3-venv mosquitto mosquitto-clients rabbitmq-server gir1.2-gst-rtsp-server-1.0 python3-gi \
+gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly \
+chromium chromium-driver"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
