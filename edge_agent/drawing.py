@@ -136,15 +136,13 @@ def _detections(pen: _Pen, found: Detections, names: Names) -> None:
         if found.keypoints is not None:
             for point in found.keypoints[index].tolist():
                 pen.dot(point[:2], color)
-        number = f"#{track} " if track >= 0 else ""
-        corner = found.boxes[index, :2].astype(int).tolist()
-        pen.caption(f"{number}{label(names, class_id)} {found.scores[index]:.2f}", (corner[0], corner[1]), color)
+        _title(pen, found, index, names, color)
 
 
 def _poses(pen: _Pen, found: Poses, names: Names) -> None:
     for index in reversed(range(len(found))):
-        class_id = int(found.class_ids[index])
-        color = _color(index)
+        track = -1 if found.track_ids is None else int(found.track_ids[index])
+        color = _color(index if track < 0 else track)
         points = found.keypoints[index].tolist()
         pen.box(found.boxes[index], color, thick=1)
         for a, b in names.skeleton:
@@ -153,8 +151,16 @@ def _poses(pen: _Pen, found: Poses, names: Names) -> None:
         for point in points:
             if point[2] >= _SURE:
                 pen.dot(point[:2], color)
-        corner = found.boxes[index, :2].astype(int).tolist()
-        pen.caption(f"{label(names, class_id)} {found.scores[index]:.2f}", (corner[0], corner[1]), color)
+        _title(pen, found, index, names, color)
+
+
+def _title(pen: _Pen, found: Detections | Poses, index: int, names: Names, color: Color) -> None:
+    """What an object is, at its corner, with its track's number if it has one."""
+    track = -1 if found.track_ids is None else int(found.track_ids[index])
+    number = f"#{track} " if track >= 0 else ""
+    corner = found.boxes[index, :2].astype(int).tolist()
+    text = f"{number}{label(names, int(found.class_ids[index]))} {found.scores[index]:.2f}"
+    pen.caption(text, (corner[0], corner[1]), color)
 
 
 def _classes(pen: _Pen, found: Classes, names: Names) -> None:

@@ -357,13 +357,25 @@ class MeasuredOn(Struct, frozen=True):
     power_mode: str | None
 
 
+class Throughput(Struct, frozen=True):
+    """Pictures a second where the model is never idle: batches of `batch`, `in_flight` of them at once."""
+
+    pictures_per_s: float
+    batch: int
+    in_flight: int
+    pictures: int
+    seconds: float
+
+
 class Measurement(Struct, frozen=True):
-    """What a model took when it was last brought up in one way; nothing here is estimated."""
+    """What a model took when it was last brought up in one way; nothing here is estimated. `throughput`: as it was
+    last measured, by `edgectl models bench`; null: never was."""
 
     at: str
     where: MeasuredOn
     latency_ms: InferenceLatency
     memory_mb: MemoryUse
+    throughput: Throughput | None = None
 
 
 class ModelEntry(Struct, frozen=True):

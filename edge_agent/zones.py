@@ -47,6 +47,8 @@ class Watch:
         """A camera is gone."""
         self._cameras.pop(name, None)
 
+_LAST = np.nextafter(1.0, 0.0)
+
 
 @dataclass(slots=True)
 class _Object:
@@ -145,8 +147,10 @@ def _standing(boxes: NDArray[np.float32], result: Result) -> NDArray[np.float64]
 
 
 def _inside(places: NDArray[np.float64], polygon: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which places lie in a polygon: a ray from there crosses its sides an odd number of times."""
+    """Which places lie in a polygon: a ray from there crosses its sides an odd number of times. What stands on the
+    lower or right edge of the picture stands in it."""
     ends = np.roll(polygon, -1, 0)
+    places = np.minimum(places, _LAST)
     x, y = places[:, :1], places[:, 1:]
     passes = (polygon[:, 1] > y) != (ends[:, 1] > y)
     rise = np.where(ends[:, 1] == polygon[:, 1], 1.0, ends[:, 1] - polygon[:, 1])

@@ -227,3 +227,8 @@ def test_zones_are_counted_without_tracks() -> None:
     result, events = Watch({"a": YARD}, lost_frames=3)(seen((150, 10, 170, 50), (10, 10, 30, 50)))
     assert result.zone_counts == {"yard": {"person": 1}}
     assert events == []
+
+
+def test_what_stands_on_the_lower_edge_of_the_picture_stands_in_a_zone_over_all_of_it() -> None:
+    picture = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float64)
+    assert zones._inside(np.array([(0.5, 1.0), (1.0, 0.5), (0.0, 0.0), (1.0, 1.0)]), picture).all()

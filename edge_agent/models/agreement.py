@@ -45,7 +45,7 @@ def measure(
         for name, similarity in _cosines(wanted, got):
             cosines.setdefault(name, []).append(similarity)
         for left, right in ((one, other), (other, one)):
-            hits = _confirmed(left, right, threshold)
+            hits = confirmed_by(left, right, threshold)
             confirmed, total = confirmed + int(hits.sum()), total + len(hits)
     cosine = min((float(np.mean(values)) for values in cosines.values()), default=0.0)
     score = confirmed / total if total else cosine
@@ -56,10 +56,10 @@ def _outputs(engine: Engine, image: Image, family: Family) -> tuple[Tensors, Det
     ticket = engine.submit([image])
     tensors = {name: np.array(value) for name, value in engine.collect(ticket).tensors.items()}
     [candidates] = family.reduce(tensors)
-    return tensors, _boxed(family.decode(candidates, ticket.placements[0]))
+    return tensors, boxed(family.decode(candidates, ticket.placements[0]))
 
 
-def _boxed(seen: Prediction) -> Detections:
+def boxed(seen: Prediction) -> Detections:
     """What of a prediction can be matched by place and class; nothing of maps, vectors and the like."""
     if isinstance(seen, Detections):
         return seen
@@ -85,7 +85,7 @@ def _ordered(value: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sort(value, axis=1) if is_list else value
 
 
-def _confirmed(found: Detections, by: Detections, threshold: float) -> NDArray[np.bool_]:
+def confirmed_by(found: Detections, by: Detections, threshold: float) -> NDArray[np.bool_]:
     """Which of the detections at the threshold or above the other model has too, each counted once."""
     hits, free = [], np.ones(len(by), bool)
     for box, class_id, score in zip(found.boxes, found.class_ids, found.scores, strict=True):

@@ -266,6 +266,8 @@ class ModelStore:
             elif not model.is_kept and (now := _met(model)).files != entry.files:
                 known.models[known.models.index(entry)] = entry = now  # another file under the same name
             others = [one for one in entry.measured if one.where != measured.where]
+            before = next((one.throughput for one in entry.measured if one.where == measured.where), None)
+            measured = msgspec.structs.replace(measured, throughput=measured.throughput or before)
             entry.measured = [measured, *others][:_KEPT_MEASUREMENTS]
             entry.engines = list(engines)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.config import ModelOptions, state_directory
+from edge_agent import config
+from edge_agent.check import store_of
+from edge_agent.config import Config, ModelOptions, state_directory
 from edge_agent.errors import ConfigError
 from edge_agent.models.store import ModelStore
 
@@ -27,11 +29,27 @@ def entry_of(
     elif model in raw.get("models", {}):
         name, entry = model, dict(raw["models"][model])
     else:
-        stored = ModelStore({}, _store(raw, folder)).get(model)
-        name, entry = stored.name, _given(stored.options)
+        name, entry = _differing(ModelStore({}, _store(raw, folder)), model)
     for setting in settings:
         _set(entry, setting)
     return name, entry
+
+
+def found(model: str, settings: Sequence[str], loaded: Config) -> tuple[ModelStore, str]:
+    """The store of a configuration, and the model's name in it; a file, or a model of which something is set
+    differently, is in it for this process alone. Raises `ConfigError` and `ModelError`."""
+    store, path = store_of(loaded), Path(model)
+    is_file = path.suffix.lower() in _FILES
+    if not is_file and not settings:
+        store.get(model)
+        return store, model
+    name, entry = (_name(path.stem), {"path": str(path.absolute())}) if is_file else _differing(store, model)
+    for setting in settings:
+        _set(entry, setting)
+    options = config.parse({"models": {name: entry}, "cameras": {"none": {"source": "synthetic"}}}).models.entries
+    changed = ModelStore({**loaded.models.entries, **options})
+    changed.get(name)
+    return changed, name
 
 
 def settings_of(settings: Sequence[str]) -> dict[str, Any]:
@@ -45,6 +63,11 @@ def settings_of(settings: Sequence[str]) -> dict[str, Any]:
 def _store(raw: Mapping[str, Any], folder: Path) -> Path:
     given = raw.get("models", {}).get("dir")
     return folder / given if isinstance(given, str) else state_directory() / "models"
+
+
+def _differing(store: ModelStore, model: str) -> tuple[str, dict[str, Any]]:
+    stored = store.get(model)
+    return stored.name, _given(stored.options)
 
 
 def _given(options: ModelOptions) -> dict[str, Any]:

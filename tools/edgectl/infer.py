@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import typer
 
-from edge_agent import backends, config, drawing, logs, sources
+from edge_agent import backends, config, drawing, logs, migrations, sources
 from edge_agent.check import engines_of
 from edge_agent.config import CameraOptions, Config
 from edge_agent.data import Frame, Image, Result
@@ -26,7 +27,9 @@ from edge_agent.models.store import ModelStore
 from edge_agent.predictions import described
 from edge_agent.tracking import tracks_of
 from edge_agent.zones import Watch
+from edgectl._config import config_file
 from edgectl._models import entry_of
+from edgectl._progress import progress
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _VIDEOS = (".mp4", ".avi", ".mkv")
@@ -51,24 +54,32 @@ def infer(
     as_json: bool,
     out: Path | None,
     limit: int,
+    track: bool | None = None,
 ) -> None:
     """Run and print, and write what was annotated. Raises `EdgeAgentError` with a sentence."""
     logs.configure(level="warning", format="console", stream=sys.stderr)  # stdout is for what was seen
-    loaded = _configuration(picture, model, settings, path, backend, score)
+    loaded = _configuration(picture, model, settings, path, backend, score, track)
     [camera] = loaded.cameras.values()
-    follow, watch = tracks_of(loaded), Watch(loaded.cameras, lost_frames=loaded.tracking.lost_frames)
-    with _opened(loaded) as running, _written(out, picture, camera) as write:
-        count = 0
-        for frame, fps in _frames(loaded, picture):
-            [seen] = running.collect(running.submit([frame])).results
-            result, _ = watch(follow(seen) if follow else seen)
-            typer.echo(_json(result, loaded) if as_json else _told(result))
-            write(result, fps)
-            count += 1
-            if limit and count >= limit:
-                break
+    count = 0
+    with _opened(loaded) as running, _written(out, picture, camera) as write, suppress(KeyboardInterrupt):
+        most = limit or _expected(picture)
+        with progress("0 frames", shows=not sys.stdout.isatty()) as tell:  # where lines scroll by, they are enough
+            for result, fps in islice(_results(loaded, picture, running), limit or None):
+                typer.echo(_json(result, loaded) if as_json else _told(result))
+                write(result, fps)
+                count += 1
+                tell(f"{count} frames", 100 * count / most if most else None)
     if not count:
-        raise InferError(f"{picture} holds no picture")
+        raise InferError(f"{picture} gave no picture")
+
+
+def _results(loaded: Config, picture: str, running: LoadedModel) -> Iterator[tuple[Result, float | None]]:
+    """What was seen in each frame, followed and counted as the configuration wants; and the source's rate."""
+    follow, watch = tracks_of(loaded), Watch(loaded.cameras, lost_frames=loaded.tracking.lost_frames)
+    with closing(_frames(loaded, picture)) as frames:
+        for frame, fps in frames:
+            [seen] = running.collect(running.submit([frame])).results
+            yield watch(follow(seen) if follow else seen)[0], fps
 
 
 class _Writer(Protocol):
@@ -76,26 +87,34 @@ class _Writer(Protocol):
 
 
 def _configuration(
-    picture: str, model: str, settings: Sequence[str], path: Path | None, backend: str, score: float | None
+    picture: str,
+    model: str,
+    settings: Sequence[str],
+    path: Path | None,
+    backend: str,
+    score: float | None,
+    track: bool | None,
 ) -> Config:
     """The agent's own configuration, or none, with this model and this picture's source in it."""
-    raw: dict[str, Any] = {}
-    folder = Path()
-    if path is not None:
-        folder = path.parent
-        raw = config.read(path)
+    found = config_file(path)
+    raw, folder = (migrations.migrated(config.read(found))[0], found.parent) if found else ({}, Path())
     name, entry = entry_of(model, settings, raw, folder)
     inference = {**raw.get("inference", {}), "max_batch": 1, "backend": backend}
     if score is not None:
         inference["score_threshold"] = score
+    tracking = dict(raw.get("tracking", {}))
+    if track is not None:
+        tracking["enabled"] = track
     cameras = raw.get("cameras", {})
     camera = cameras[picture] if picture in cameras else _camera(picture)
     return config.parse(
         {
-            **{key: raw[key] for key in ("config_version", "agent", "mqtt", "backends", "tracking") if key in raw},
+            **{key: raw[key] for key in ("config_version", "agent", "backends") if key in raw},
+            "mqtt": {key: value for key, value in raw.get("mqtt", {}).items() if key == "prefix"},
             "model": {"active": name},
             "models": {**raw.get("models", {}), name: entry},
             "inference": inference,
+            "tracking": tracking,
             "cameras": {picture if picture in cameras else _INPUT: camera},
         },
         folder=folder.absolute(),
@@ -124,23 +143,46 @@ def _opened(loaded: Config) -> Iterator[LoadedModel]:
     choice = backends.choose(loaded.inference.backend, fallback=loaded.inference.fallback, options=loaded.backends)
     if choice.trouble:
         typer.echo(f"{choice.because}; {choice.name} runs the model", err=True)
-    model = open_model(
-        ModelStore(loaded.models.entries).get(loaded.model.active),
-        backend=choice.name,
-        backends=loaded.backends,
-        inference=loaded.inference,
-        tracked_from=loaded.tracking.low if loaded.tracking.enabled else None,
-        engines=engines_of(choice.name, loaded),
-        progress=lambda phase, percent: typer.echo(f"building an engine: {phase} {percent or ''}", err=True),
-    )
-    try:
-        model.warm_up()
+    with closing(_loaded(loaded, choice.name)) as model:
         yield model
-    finally:
-        model.close()
 
 
-def _frames(loaded: Config, picture: str) -> Iterator[tuple[Frame, float | None]]:
+def _loaded(loaded: Config, backend: str) -> LoadedModel:
+    with progress("load") as tell:
+        model = open_model(
+            ModelStore(loaded.models.entries).get(loaded.model.active),
+            backend=backend,
+            backends=loaded.backends,
+            inference=loaded.inference,
+            tracked_from=loaded.tracking.low if loaded.tracking.enabled else None,
+            engines=engines_of(backend, loaded),
+            progress=lambda phase, percent: tell(f"build an engine: {phase}", percent),
+        )
+        try:
+            tell("warm up", None)
+            model.warm_up()
+        except BaseException:
+            model.close()
+            raise
+    return model
+
+
+def _expected(picture: str) -> int | None:
+    """How many frames there are, where that can be told beforehand."""
+    there = Path(picture)
+    if there.is_dir():
+        return sum(file.suffix.lower() in _PICTURES for file in there.iterdir())
+    if there.suffix.lower() in _PICTURES:
+        return 1
+    if not there.is_file():
+        return None
+    video = cv2.VideoCapture(str(there))
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    video.release()
+    return count if count > 0 else None
+
+
+def _frames(loaded: Config, picture: str) -> Generator[tuple[Frame, float | None], None, None]:
     there = Path(picture)
     if there.suffix.lower() in _PICTURES and there.is_file():
         yield _frame(_INPUT, _read(there), 0, time.monotonic_ns()), None

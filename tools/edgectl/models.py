@@ -11,13 +11,13 @@ from typing import Any
 
 import typer
 
-from edge_agent import config, logs
+from edge_agent import logs
 from edge_agent.config import InferenceOptions
 from edge_agent.data import ModelFacts, TensorSpec
 from edge_agent.errors import ModelError
 from edge_agent.models.inspect import facts_of, make_family, propose
-from edge_agent.models.store import ModelStore
-from edgectl._models import entry_of
+from edgectl._config import models_configuration
+from edgectl._models import found
 
 _LONGEST = 200  # of metadata that is shown
 _CERTAINTY = ("nothing fits better", "a guess", "likely", "sure")
@@ -32,13 +32,11 @@ _PRESETS = {
 }
 
 
-def inspect(model: str, settings: Sequence[str], *, as_json: bool) -> int:
+def inspect(model: str, settings: Sequence[str], path: Path | None, *, as_json: bool) -> int:
     """Print what a model's file says and what it is taken for; 1 where nothing fits together, else 0."""
     logs.configure(level="warning", format="console", stream=sys.stderr)
-    name, entry = entry_of(model, settings, {}, Path())
-    camera = {"source": "synthetic"}
-    loaded = config.parse({"models": {name: entry}, "cameras": {"none": camera}}, folder=Path().absolute())
-    stored = ModelStore(loaded.models.entries).get(name)
+    store, name = found(model, settings, models_configuration(path))
+    stored = store.get(name)
     facts = facts_of(stored.path)
     told = _facts(facts)
     try:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edge_agent import backends, config, logs
+from edge_agent import backends, logs
 from edge_agent.check import engines_of, library_of, store_of
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError
 from edge_agent.messages import Measurement
-from edge_agent.models.engines import Progress as Tell
 from edge_agent.models.library import Download, Library
 from edge_agent.models.store import ModelStore, NewModel, StoredModel
+from edgectl._config import models_configuration
 from edgectl._models import settings_of
+from edgectl._progress import progress
 
 
 class Shelf:
@@ -31,7 +30,7 @@ class Shelf:
 
     def __init__(self, path: Path | None) -> None:
         logs.configure(level="warning", format="console", stream=sys.stderr)
-        self.config = _config(path)
+        self.config = models_configuration(path)
         self.store: ModelStore = store_of(self.config)
         self.library: Library = library_of(self.config, self.store, _engines(self.config))
 
@@ -76,9 +75,11 @@ def add(
     as_json: bool,
 ) -> None:
     """Copy a model into the store."""
-    shelf, entry = Shelf(path), _entry(settings)
+    shelf, entry = Shelf(path), entry_from(settings)
     new = NewModel(file, name, version=version, entry=entry, source=str(file.absolute()), sha256=sha256)
-    _introduce(shelf, shelf.library.register(new, signature), as_json=as_json)
+    with progress(f"looking at {file.name}"):
+        model = shelf.library.register(new, signature)
+    introduce(shelf, model, as_json=as_json)
 
 
 def fetch(
@@ -96,20 +97,21 @@ def fetch(
     """Download a model into the store."""
     shelf = Shelf(path)
     shelf.config.fetch.allow_private |= allow_private
-    wanted = Download(name, url, sha256, version, _entry(settings), signature_url)
-    with _progress() as tell:
+    wanted = Download(name, url, sha256, version, entry_from(settings), signature_url)
+    with progress(f"asking for {name}") as tell:
         model = shelf.library.fetch(wanted, tell)
-    _introduce(shelf, model, as_json=as_json)
+    introduce(shelf, model, as_json=as_json)
 
 
-def remove(name: str, path: Path | None) -> None:
+def remove(name: str, path: Path | None, *, as_json: bool) -> None:
     """Delete a model of the store."""
-    typer.echo(f"removed {Shelf(path).library.remove(name)}")
+    removed = Shelf(path).library.remove(name)
+    typer.echo(json.dumps({"removed": removed}) if as_json else f"removed {removed}")
 
 
 def verify(name: str | None, path: Path | None, *, as_json: bool) -> int:
     """Each stored file against what it was; 1 where one is not."""
-    with _progress() as tell:
+    with progress("verify") as tell:
         verdicts = Shelf(path).library.verify(name, tell)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(verdicts), indent=2))
@@ -119,18 +121,16 @@ def verify(name: str | None, path: Path | None, *, as_json: bool) -> int:
     return int(any(verdict.state != "ok" for verdict in verdicts))
 
 
-def gc(path: Path | None) -> None:
+def gc(path: Path | None, *, as_json: bool) -> None:
     """Remove engines that fit nothing here, and leavings."""
-    done = Shelf(path).library.tidy()
+    with progress("looking at engines"):
+        done = Shelf(path).library.tidy()
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(done), indent=2))
+        return
     for removed in done.removed:
         typer.echo(f"removed {removed}")
     typer.echo(f"{len(done.removed)} removed" + (f"; {done.note}" if done.note else ""))
-
-
-def _config(path: Path | None) -> Config:
-    if path is None and not Path("config.toml").is_file():
-        return config.parse({"cameras": {"none": {"source": "synthetic"}}})
-    return config.load(path or Path("config.toml"))
 
 
 def _engines(loaded: Config) -> Any:
@@ -142,8 +142,8 @@ def _engines(loaded: Config) -> Any:
         return None
 
 
-def _entry(settings: Sequence[str]) -> dict[str, Any]:
-    """What `--set` says of the model; a file of labels is read, since it may lie anywhere."""
+def entry_from(settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says of a model to register; a file of labels is read, since it may lie anywhere."""
     entry = settings_of(settings)
     labels = entry.get("labels")
     if isinstance(labels, str) and Path(labels).is_file():
@@ -153,7 +153,8 @@ def _entry(settings: Sequence[str]) -> dict[str, Any]:
     return entry
 
 
-def _introduce(shelf: Shelf, model: StoredModel, *, as_json: bool) -> None:
+def introduce(shelf: Shelf, model: StoredModel, *, as_json: bool) -> None:
+    """Say what came into the store, and what to do with it."""
     if as_json:
         typer.echo(json.dumps(shelf.library.show(model.id), indent=2))
         return
@@ -189,16 +190,3 @@ def _not_here(models: Sequence[StoredModel]) -> list[str]:
 
     here = {model.name for model in models}
     return [name for name in catalogue() if name not in here]
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A bar on the terminal, if there is one, for what takes its time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(phase: str, percent: float | None) -> None:
-            bar.update(task, description=phase, total=100 if percent is not None else None, completed=percent or 0)
-
-        yield tell
