@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edge_agent import backends, mqtt, plugins
+from edge_agent import backends, mqtt_client, plugins
 from edge_agent.backends import Choice
 from edge_agent.config import Config, models_directory
 from edge_agent.data import Image
@@ -74,7 +74,7 @@ def check(config: Config) -> Iterator[str]:
         yield str(error)
     for find in (
         lambda: tracks_of(config),
-        lambda: mqtt.check(config.mqtt),
+        lambda: mqtt_client.check(config.mqtt),
         lambda: Signatures(config.mqtt.command_public_key_file),
     ):
         try:

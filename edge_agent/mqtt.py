@@ -1,38 +1,41 @@
 """The link to the broker: one session at a time, for ever.
 
-Owns reconnection, the will, and the sending of the outbox. The only file that imports aiomqtt.
+Owns reconnection, the will, and the sending of the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
-import os
-import socket
 import ssl
-import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import aiomqtt
 import anyio
 import structlog
-from paho.mqtt.enums import LogLevel
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.backoff import backoff
-from edge_agent.config import MqttOptions, SpoolOptions, machine_id
+from edge_agent.config import MqttOptions, SpoolOptions
 from edge_agent.data import Message
-from edge_agent.errors import ConfigError
 from edge_agent.messages import Topics, availability
+from edge_agent.mqtt_client import (
+    CALL_TIMEOUT_S,
+    UNSUPPORTED_VERSION,
+    Client,
+    HungUp,
+    address,
+    code_of,
+    explain,
+    identity,
+    is_refusal,
+)
 from edge_agent.outbox import Outbox
 from edge_agent.threads import OwnerThread
 
@@ -41,16 +44,11 @@ log = structlog.get_logger()
 Version = Literal["5", "3.1.1"]
 
 _MOST_BACKOFF_S = 60.0
-_CALL_TIMEOUT_S = 5.0
 _MAX_BREAKS = 3
 _AT_ONCE_S = 2.0
 _LAST_WORD_S = 1.0
 _TRUSTED_AFTER = 50
 _DRAINED_AT_ONCE = 50
-_UNSPECIFIED = 0x80
-"""What paho says of a connection that ended without a word."""
-_UNSUPPORTED_VERSION = (1, 0x84)
-"""What CONNACK says to a version that a broker does not speak: MQTT 3.1.1, and 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class Link:
         self._listens = listens
         self._on_message = on_message
         self._on_connect = on_connect
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._version: Version = "3.1.1" if options.embedded or options.protocol == "3.1.1" else "5"
         self._speaks_5 = self._is_guess = False
         self._suspects = Suspects()
@@ -132,18 +130,18 @@ class Link:
                     self._speaks_5 = self._speaks_5 or self._version == "5"
                     self.error = None
                     delays = backoff(most_s=_MOST_BACKOFF_S)
-                    log.info("mqtt.connected", broker=_address(self._options), protocol=self._version)
+                    log.info("mqtt.connected", broker=address(self._options), protocol=self._version)
                     await self._session(client)
                     return
             except aiomqtt.MqttError as error:
-                self.error = _explain(error, self._options)
+                self.error = explain(error, self._options)
                 if not connected:
                     self._suspects.clear()
                 if self._take_other_version(error):
                     continue
             delay_s = next(delays)
             log.warning(
-                "mqtt.disconnected", broker=_address(self._options), reason=self.error, retry_in_s=round(delay_s, 1)
+                "mqtt.disconnected", broker=address(self._options), reason=self.error, retry_in_s=round(delay_s, 1)
             )
             with anyio.move_on_after(delay_s):
                 await self._outbox.wait_closed()
@@ -153,7 +151,7 @@ class Link:
         if self._options.protocol != "auto" or self._options.embedded:
             return False
         is_guess = isinstance(error, HungUp) and not self._speaks_5
-        if self._version == "5" and (_code(error) in _UNSUPPORTED_VERSION or is_guess):
+        if self._version == "5" and (code_of(error) in UNSUPPORTED_VERSION or is_guess):
             log.info("mqtt.older_protocol", reason=self.error, protocol="3.1.1")
             self._version, self._is_guess = "3.1.1", is_guess
             return True
@@ -166,13 +164,13 @@ class Link:
             await anyio.sleep(self._spool.fsync_interval_s)
             await self._spooling.call(self._outbox.spool.flush)
 
-    async def _session(self, client: _Client) -> None:
+    async def _session(self, client: Client) -> None:
         """One connection, from subscribing to the outbox's end. Raises `MqttError` when it is lost."""
         self.refusal = None
         self._denied.clear()
         for topic in self._listens:
             granted = await client.subscribe(topic, qos=1)
-            if any(_is_refusal(code) for code in granted):
+            if any(is_refusal(code) for code in granted):
                 self._note_refusal(topic, "subscribing is not authorised")
                 self._denied.discard(topic)
         self._client = client
@@ -199,7 +197,7 @@ class Link:
                 self._outbox.disconnected()
                 await self._leave(client)
 
-    async def _leave(self, client: _Client) -> None:
+    async def _leave(self, client: Client) -> None:
         """Say `offline`: an end in order sends DISCONNECT, and the broker then keeps the will to itself. Where it does
         not confirm that, the connection is dropped, for the will."""
         with anyio.move_on_after(_LAST_WORD_S), suppress(aiomqtt.MqttError):
@@ -207,7 +205,7 @@ class Link:
             return
         client.abandon()
 
-    async def _receive(self, client: _Client) -> None:
+    async def _receive(self, client: Client) -> None:
         async for message in client.messages:
             properties = message.properties
             self._on_message(
@@ -220,7 +218,7 @@ class Link:
                 )
             )
 
-    async def _send(self, client: _Client) -> None:
+    async def _send(self, client: Client) -> None:
         """All that comes out of the outbox, in order; of what the broker has to confirm, `max_pending` at a time."""
         while (message := await self._outbox.next()) is not None:
             is_surely = self._qos(message) > 0
@@ -252,7 +250,7 @@ class Link:
         if not task.cancelled() and (error := task.exception()) is not None and not self._broken.done():
             self._broken.set_exception(error)
 
-    async def _drain(self, client: _Client) -> None:
+    async def _drain(self, client: Client) -> None:
         """What an outage has left in the spool, the oldest first, no faster than it may, and behind what is live."""
         pause_s = 1.0 / self._spool.drain_per_s
         while True:
@@ -271,13 +269,13 @@ class Link:
         most = 0 if self._suspects.is_careful else self._options.max_pending
         return len(self._outbox) > self._options.max_pending or len(self._in_flight) > most
 
-    def _begin(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+    def _begin(self, client: Client, message: Message, *, qos: int | None = None) -> None:
         """Send what the broker has to confirm; how that ended is looked at when it has."""
         task = asyncio.ensure_future(self._deliver(client, message, qos=qos))
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
-    async def _deliver(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+    async def _deliver(self, client: Client, message: Message, *, qos: int | None = None) -> None:
         self._in_flight[id(message)] = message, time.monotonic()
         try:
             await self._publish(client, message, qos=qos)
@@ -312,7 +310,7 @@ class Link:
             self._given_up = message
             log.error("mqtt.given_up", topic=message.topic, bytes=len(message.payload), attempts=_MAX_BREAKS)
 
-    async def _publish(self, client: _Client, message: Message, *, qos: int | None = None) -> None:
+    async def _publish(self, client: Client, message: Message, *, qos: int | None = None) -> None:
         properties = None
         if message.correlation is not None and self._version == "5":
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -337,15 +335,15 @@ class Link:
         self.refusal = told
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[_Client]:
+    async def _connected(self) -> AsyncIterator[Client]:
         """A fresh client, connected, with the will set. Raises `MqttError`.
 
         Fresh, since a client whose connect was cancelled cannot be used again.
         """
         options, will = self._options, availability(self._topics, "offline")
         try:
-            who = await self._spooling.call(_identity, options, self._topics)  # reads files
-            client = _Client(
+            who = await self._spooling.call(identity, options, self._topics)  # reads files
+            client = Client(
                 options.host,
                 options.port,
                 transport=options.transport,
@@ -358,7 +356,7 @@ class Link:
                 tls_context=who.tls,
                 tls_insecure=options.tls_insecure or None,
                 will=aiomqtt.Will(will.topic, will.payload, self._qos(will), will.retain),
-                timeout=_CALL_TIMEOUT_S,
+                timeout=CALL_TIMEOUT_S,
             )
         except (OSError, ssl.SSLError) as error:  # a certificate that was taken away meanwhile
             raise aiomqtt.MqttError(f"TLS: {error}") from error
@@ -411,196 +409,9 @@ def _name(message: Message) -> str:
     return message.id or message.topic
 
 
-class _Client(aiomqtt.Client):
-    """aiomqtt's, which also says what the broker refuses: MQTT 5 answers a publish that its ACL denies with a reason
-    code, and that looks like success else; and why a broker hung up before it answered, which it waits out else. Holds
-    on to private names of aiomqtt 2.x."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.on_refusal: Callable[[str, str], None] = lambda topic, reason: None
-        self._topics_by_mid: dict[int, str] = {}
-        self._complaint = ""
-        publish = self._client.publish
-
-        def noted(topic: str, *rest: Any, **more: Any) -> Any:
-            info = publish(topic, *rest, **more)
-            self._topics_by_mid[info.mid] = topic
-            return info
-
-        self._client.publish = noted  # type: ignore[method-assign]
-        self._client.on_log = self._note_complaint
-
-    def _note_complaint(self, client: Any, userdata: Any, level: int, text: str) -> None:
-        if level == LogLevel.MQTT_LOG_ERR:
-            self._complaint = text.removeprefix("failed to receive on socket: ")
-
-    def abandon(self) -> None:
-        """Drop the connection, with what it was still to send. aiomqtt leaves that of a connect that failed open: once
-        the broker wakes up, it would take the session over from the one that works."""
-        connection = self._client.socket()
-        if isinstance(connection, socket.socket):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._client._sock_close()
-        if not self._disconnected.done():
-            self._disconnected.set_result(None)
-
-    def _on_disconnect(self, *arguments: Any) -> None:
-        if not self._connected.done():
-            self._connected.set_exception(HungUp(self._complaint or "the broker hung up before it answered"))
-            self._connected.exception()  # it is looked at, whoever else may not come to it
-        super()._on_disconnect(*arguments)
-
-    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
-        topic = self._topics_by_mid.pop(mid, "?")
-        if _is_refusal(reason_code):
-            self.on_refusal(topic, str(reason_code))
-        super()._on_publish(client, userdata, mid, reason_code, properties)
-
-
 async def _cancelled(tasks: Collection[asyncio.Future[None]]) -> None:
     """Cancel them, and wait until they have ended."""
     ending = list(tasks)
     for task in ending:
         task.cancel()
     await asyncio.gather(*ending, return_exceptions=True)
-
-
-class HungUp(aiomqtt.MqttError):
-    """The broker closed the connection instead of answering CONNECT."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """Who this is to the broker, and whom it trusts."""
-
-    client_id: str
-    username: str | None
-    password: str | None
-    tls: ssl.SSLContext | None
-
-
-def _identity(options: MqttOptions, topics: Topics) -> _Identity:
-    """Read each time, since certificates and passwords are renewed. Raises `OSError`."""
-    username, password = _login(options)
-    return _Identity(client_id(options, topics), username, password, _tls(options))
-
-
-def client_id(options: MqttOptions, topics: Topics) -> str:
-    """One of this machine's own, so that two of the same `device` do not throw each other out in turns."""
-    if options.client_id:
-        return options.client_id
-    mark = hashlib.sha256(f"{machine_id()}{topics.root}".encode()).hexdigest()[:8]
-    return f"edge-agent-{topics.device}-{mark}"
-
-
-def check(options: MqttOptions) -> None:
-    """Raises `ConfigError` where files that the link needs are missing or make no sense."""
-    try:
-        _tls(options)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"mqtt.tls_ca, tls_cert, tls_key: {error}") from error
-
-
-def _login(options: MqttOptions, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
-    """User and password: of the configuration, else systemd's credentials `mqtt-username` and `mqtt-password`."""
-    username = options.username or _credential("mqtt-username", environ)
-    password = options.password.reveal() if options.password else _credential("mqtt-password", environ)
-    return username or None, password
-
-
-def _credential(name: str, environ: Mapping[str, str]) -> str | None:
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    if not folder:
-        return None
-    try:
-        return (Path(folder) / name).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return None
-
-
-def _tls(options: MqttOptions) -> ssl.SSLContext | None:
-    if not (options.tls or options.tls_ca or options.tls_cert):
-        return None
-    context = ssl.create_default_context(cafile=options.tls_ca)
-    if options.tls_cert:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    if options.tls_insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _address(options: MqttOptions) -> str:
-    if options.transport == "unix":
-        return f"unix:{options.host}"
-    return f"{options.host}:{options.port}"
-
-
-def _is_refusal(code: int | ReasonCode) -> bool:
-    return (code if isinstance(code, int) else code.value) >= 0x80
-
-
-def _code(error: aiomqtt.MqttError) -> int | None:
-    """The number by which the broker says why."""
-    code = getattr(error, "rc", None)
-    if isinstance(code, ReasonCode):
-        return int(code.value)
-    return code if isinstance(code, int) else None
-
-
-_HINTS: Mapping[str, str] = {
-    "connection was lost": "the broker ended, or the way to it broke, or another client has the same client id",
-    "operation timed out": f"the broker did not answer for {_CALL_TIMEOUT_S:g} s; it hangs, or nothing gets through",
-    "not authori": "the broker knows nobody of this name, or its ACL denies it; check mqtt.username and mqtt.password",
-    "bad user name": "check mqtt.username and mqtt.password",
-    "bad username": "check mqtt.username and mqtt.password",
-    "session taken over": "another client has the same client id; give this device a name of its own (agent.device)",
-    "server busy": "the broker takes no more clients now",
-    "server unavailable": "the broker is there and takes no clients now",
-    "quota": "the broker's limit for this client is reached",
-    "banned": "the broker has banned this client",
-    "client identifier": "the broker does not take this client id; set mqtt.client_id",
-    "certificate required": "the broker wants a client's certificate; set mqtt.tls_cert and mqtt.tls_key",
-    "certificate_required": "the broker wants a client's certificate; set mqtt.tls_cert and mqtt.tls_key",
-    "alert certificate expired": "this device's own certificate has expired; renew mqtt.tls_cert",
-    "alert bad certificate": "the broker does not take this device's certificate; check mqtt.tls_cert",
-    "alert unknown ca": "the broker does not know who signed this device's certificate; check mqtt.tls_cert",
-    "is not valid for": "the broker's certificate is for another name; check mqtt.host",
-    "hostname mismatch": "the broker's certificate is for another name; check mqtt.host",
-    "ip address mismatch": "the broker's certificate is for another name; check mqtt.host",
-    "certificate verify failed": "the broker's certificate is not trusted; set mqtt.tls_ca to the CA that signed it",
-    "wrong version number": "there is no TLS on this port; try another mqtt.port, or tls = false",
-    "websocket handshake": "no WebSockets there; check mqtt.port, mqtt.transport and mqtt.websocket_path",
-    "name or service not known": "nobody knows this name; check mqtt.host",
-    "no such file": "there is no such socket; check mqtt.host",
-}
-
-
-def _explain(error: aiomqtt.MqttError, options: MqttOptions) -> str:
-    """The broker's reason in a sentence, with what to do where we know it."""
-    cause = error.__cause__ or error.__context__
-    text = str(error)
-    if isinstance(cause, aiomqtt.MqttCodeError) and _code(cause) == _UNSPECIFIED:
-        text = "the connection was lost"
-    elif isinstance(cause, (OSError, aiomqtt.MqttCodeError)) and str(cause) not in text:
-        text = f"{text}: {cause}"
-    hint = next((hint for sign, hint in _HINTS.items() if sign in text.lower()), None) or _guess(error, text, options)
-    return f"{text}: {hint}" if hint else text
-
-
-def _guess(error: aiomqtt.MqttError, text: str, options: MqttOptions) -> str | None:
-    """What may be wrong where the broker does not say."""
-    if "protocol version" in text.lower() or _code(error) == 0x84:
-        return f"the broker does not speak MQTT {options.protocol}; set mqtt.protocol"
-    if "connection refused" in text.lower():
-        if options.transport == "unix":
-            return "no broker listens on this socket; check mqtt.host"
-        return "no broker listens there; is it running, and are mqtt.host and mqtt.port right?"
-    if "connection reset" in text.lower() and options.tls:
-        return "there may be no TLS on this port; try another mqtt.port, or tls = false"
-    if isinstance(error, HungUp):
-        wants_tls = "" if options.tls else ", or whether it wants TLS (mqtt.tls)"
-        version = "5 or 3.1.1" if options.protocol == "auto" else options.protocol
-        return f"check whether it speaks MQTT {version} (mqtt.protocol){wants_tls}"
-    return None

@@ -47,6 +47,7 @@ class Watch:
         """A camera is gone."""
         self._cameras.pop(name, None)
 
+
 _LAST = np.nextafter(1.0, 0.0)
 
 

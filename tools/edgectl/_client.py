@@ -16,7 +16,8 @@ from edge_agent.backoff import backoff
 from edge_agent.config import Config, MqttOptions
 from edge_agent.errors import ConfigError, EdgeAgentError
 from edge_agent.messages import Topics
-from edge_agent.mqtt import _UNSUPPORTED_VERSION, HungUp, _Client, _code, _explain, _login, _tls
+from edge_agent.mqtt_client import UNSUPPORTED_VERSION, HungUp, code_of, explain, login, tls
+from edge_agent.mqtt_client import Client as LinkClient
 
 _TIMEOUT_S = 5.0
 _MOST_BACKOFF_S = 5.0
@@ -33,7 +34,7 @@ class BrokerError(EdgeAgentError):
     code = "broker"
 
 
-class Client(_Client):
+class Client(LinkClient):
     """The agent's own client. `refused`: topics that the broker's ACL did not let us publish to, and why."""
 
     refused: dict[str, str]
@@ -62,7 +63,7 @@ async def connected(loaded: Config) -> AsyncIterator[Client]:
         if is_there:
             raise BrokerError(f"the broker at {where} has gone ({error})") from error
         hint = "; start the agent first, its embedded broker runs inside it" if mqtt.embedded else ""
-        raise BrokerError(f"no broker at {where} ({_explain(error, mqtt)}){hint}") from error
+        raise BrokerError(f"no broker at {where} ({explain(error, mqtt)}){hint}") from error
 
 
 async def subscribe(client: aiomqtt.Client, topics: Sequence[str], *, qos: int = 0) -> None:
@@ -122,15 +123,15 @@ async def _entered(stack: AsyncExitStack, mqtt: MqttOptions) -> Client:
         try:
             return await _connect(stack, mqtt, version)
         except aiomqtt.MqttError as error:
-            if not isinstance(error, HungUp) and _code(error) not in _UNSUPPORTED_VERSION:
+            if not isinstance(error, HungUp) and code_of(error) not in UNSUPPORTED_VERSION:
                 raise
     return await _connect(stack, mqtt, versions[-1])
 
 
 async def _connect(stack: AsyncExitStack, mqtt: MqttOptions, version: aiomqtt.ProtocolVersion) -> Client:
     try:
-        username, password = await asyncio.to_thread(_login, mqtt)
-        tls = await asyncio.to_thread(_tls, mqtt)
+        username, password = await asyncio.to_thread(login, mqtt)
+        context = await asyncio.to_thread(tls, mqtt)
     except (OSError, ssl.SSLError) as error:
         raise aiomqtt.MqttError(f"TLS: {error}") from error
     client = Client(
@@ -141,7 +142,7 @@ async def _connect(stack: AsyncExitStack, mqtt: MqttOptions, version: aiomqtt.Pr
         username=username,
         password=password,
         protocol=version,
-        tls_context=tls,
+        tls_context=context,
         tls_insecure=mqtt.tls_insecure or None,
         timeout=_TIMEOUT_S,
         logger=_silent,

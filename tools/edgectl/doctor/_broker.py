@@ -14,7 +14,7 @@ import time
 import aiomqtt
 import paho.mqtt.client as paho
 
-from edge_agent import mqtt as link
+from edge_agent import mqtt_client as link
 from edge_agent.config import Config, MqttOptions
 from edge_agent.messages import Reply, Topics, encode
 from edgectl._client import BrokerError, Client, connected
@@ -43,7 +43,7 @@ class _Visit:
         self._speaks_5 = False
 
     async def findings(self) -> list[Finding]:
-        options, address = self._options, link._address(self._options)
+        options, address = self._options, link.address(self._options)
         if (reason := await asyncio.to_thread(_unreachable, options)) is not None:
             if options.embedded:
                 return [Finding("ok", "broker", f"embedded: the agent will open {address} when it runs")]
@@ -57,21 +57,21 @@ class _Visit:
                 found += await self._published(client)
         except (BrokerError, aiomqtt.MqttError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, aiomqtt.MqttError) else error
-            reason = link._explain(cause, options) if isinstance(cause, aiomqtt.MqttError) else str(error)
+            reason = link.explain(cause, options) if isinstance(cause, aiomqtt.MqttError) else str(error)
             fix = "correct [mqtt] as it says, or the users and rights that the broker knows"
             found.append(Finding("fail", "login" if len(found) == 1 else "acl", reason, fix))
         return found
 
     def _logged_in(self, client: Client) -> Finding:
         self._speaks_5 = client._client._protocol == paho.MQTTv5
-        username, _ = link._login(self._options)
+        username, _ = link.login(self._options)
         user = f"user {username!r}" if username else "no user name"
-        secured = ", over TLS" if link._tls(self._options) else ""
+        secured = ", over TLS" if link.tls(self._options) else ""
         return Finding("ok", "login", f"MQTT {'5' if self._speaks_5 else '3.1.1'} with {user}{secured}")
 
     async def _subscribed(self, client: Client) -> Finding:
         wanted = self._topics.listened(self._options.groups)
-        refused = [topic for topic in wanted if any(map(link._is_refusal, await client.subscribe(topic, qos=1)))]
+        refused = [topic for topic in wanted if any(map(link.is_refusal, await client.subscribe(topic, qos=1)))]
         if refused:
             fix = "let this user subscribe there, in the broker's ACL; commands do not arrive else"
             return Finding("fail", "acl", f"subscribing is refused: {', '.join(refused)}", fix)
@@ -102,7 +102,7 @@ class _Visit:
         verdict = self._may_publish(client, topic)
         if verdict.state == "fail":
             return verdict
-        if not any(map(link._is_refusal, granted)) and await _arrives(client, topic):
+        if not any(map(link.is_refusal, granted)) and await _arrives(client, topic):
             took_ms = 1e3 * (time.monotonic() - began)
             return Finding("ok", "acl", f"a message came back on {topic} after {took_ms:.1f} ms")
         return self._one_way(topic)
