@@ -9,6 +9,7 @@ import threading
 
 import generate_docs
 import pytest
+from generate_docs.edgectl import edgectl
 
 from edge_agent._compat import errors_unwrapped
 from edge_agent.backoff import backoff
@@ -55,6 +56,7 @@ def test_check_says_how_to_install_what_is_missing(library: str, extra: str) -> 
 
 def test_the_generated_documents_are_up_to_date() -> None:
     assert schemas.document() == generate_docs.asyncapi()
+    assert (ROOT / "docs/edgectl.md").read_text() == edgectl()
 
 
 def test_back_off_doubles_to_its_limit_and_never_knocks_in_step() -> None:
