@@ -47,6 +47,7 @@ _MOST_BACKOFF_S = 60.0
 _MAX_BREAKS = 3
 _AT_ONCE_S = 2.0
 _LAST_WORD_S = 1.0
+_CANCELLED_AGAIN_S = 1.0
 _TRUSTED_AFTER = 50
 _DRAINED_AT_ONCE = 50
 
@@ -410,8 +411,12 @@ def _name(message: Message) -> str:
 
 
 async def _cancelled(tasks: Collection[asyncio.Future[None]]) -> None:
-    """Cancel them, and wait until they have ended."""
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
+    """Cancel them until they have ended: before Python 3.12 `wait_for` may swallow a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=_CANCELLED_AGAIN_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # whoever wanted to know has looked
