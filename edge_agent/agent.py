@@ -80,6 +80,14 @@ _SENSE_S = 5.0
 _CAPTURE_PATIENCE = 4.0
 """A camera's thread that hangs is no reason to end all others in haste."""
 
+_LOADER_PATIENCE = 40.0
+"""Reading and hashing a large model from a slow disk is one step."""
+
+_RELOAD_TIMEOUT_S = 60.0
+
+_SLOWER = 3.0
+"""A batch may take so many times what it is expected to, before the time counts for which it has not come back."""
+
 _LIVE = ("cameras", "logging", "policy", "inference", "stats", "health")
 """Tables of the configuration that a running agent takes over."""
 
@@ -225,8 +233,8 @@ class Agent:
         )
         self._pulse = Pulse()
         self._watchdog = Watchdog(
-            {"engine": self._engine_silence, "capture": self._capture_silence},
-            patience={"capture": _CAPTURE_PATIENCE},
+            {"engine": self._engine_silence, "capture": self._capture_silence, "loader": parts.loader.pulse.silent_s},
+            patience={"capture": _CAPTURE_PATIENCE, "loader": _LOADER_PATIENCE},
             timeout_s=wanted_timeout_s(),
         )
         self._checkup = Checkup(
@@ -237,6 +245,8 @@ class Agent:
             outbox=self._outbox,
             stats=self._stats,
             watchdog=self._watchdog,
+            spooling=threads.spooling,
+            chores=threads.chores,
             policy=lambda: self._governor.status,
             engine_trouble=lambda: self._engine_trouble,
             sensed_every_s=min(_SENSE_S, config.stats.interval_s),
@@ -310,6 +320,7 @@ class Agent:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._attend, reload)
             tasks.start_soon(self._report_regularly)
+            tasks.start_soon(self._look_at_models_regularly)
             if self.config.snapshots.on_start:
                 for name, options in self.config.cameras.items():
                     if options.enabled:
@@ -342,8 +353,7 @@ class Agent:
     def _tell_ready(self) -> None:
         """Tell systemd once the agent runs and a model is warm; until then it only starts."""
         if self._is_running and self.slot.active is not None and not self._watchdog.is_ready:
-            self._watchdog.ready()
-            notify("READY=1", f"STATUS={self._reports.headline()}")
+            self._watchdog.ready(f"STATUS={self._reports.headline()}")
 
     # What commands may use
 
@@ -404,12 +414,15 @@ class Agent:
             if self._watchdog.is_ready:
                 notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
-                log.info("agent.reloaded", **msgspec.structs.asdict(await self.change(Settings.reread)))
+                with anyio.fail_after(_RELOAD_TIMEOUT_S):
+                    log.info("agent.reloaded", **msgspec.structs.asdict(await self.change(Settings.reread)))
             except EdgeAgentError as error:
                 log.error("agent.not_reloaded", reason=str(error))
+            except TimeoutError:
+                log.error("agent.not_reloaded", reason=f"it took more than {_RELOAD_TIMEOUT_S:g} s")
             finally:
-                if self._watchdog.is_ready:
-                    notify("READY=1", f"STATUS={self._reports.headline()}")
+                if self._watchdog.is_ready and self._is_running:
+                    self._watchdog.ready(f"STATUS={self._reports.headline()}")
 
     async def _take_over(self, before: Config, now: Config) -> messages.Changed:
         """Make what runs as the configuration has it now, as far as a running agent can change."""
@@ -589,14 +602,23 @@ class Agent:
         while True:
             await anyio.sleep(self.config.stats.interval_s)
             self._reports.publish_stats()
+
+    async def _look_at_models_regularly(self) -> None:
+        while True:
+            await anyio.sleep(self.config.stats.interval_s)
             await self._look_at_models()
 
     async def _sense_regularly(self) -> None:
         """What the machine says of itself; a driver that hangs holds up nothing but this."""
         sensors = await self._sensing.call(lambda: detect(state_directory=state_directory()))
-        while True:
-            self._checkup.sense(await self._sensing.call(sensors.read))
-            await anyio.sleep(self._checkup.sensed_every_s)
+        try:
+            while True:
+                self._checkup.sense(await self._sensing.call(sensors.read))
+                await anyio.sleep(self._checkup.sensed_every_s)
+        finally:
+            if not self._sensing.busy_s:
+                with anyio.CancelScope(shield=True):
+                    await self._sensing.call(sensors.close)
 
     async def _look_regularly(self) -> None:
         """At how late the event loop is, at health, and at what systemd is told."""
@@ -615,8 +637,10 @@ class Agent:
             notify(f"STATUS={headline}")
 
     def _engine_silence(self) -> float:
-        has_work = self.slot.active is not None and any(self._frames.waiting(name) for name in self._cameras)
-        return self._pulse.silent_s(has_work=has_work)
+        model = self.slot.active
+        has_work = model is not None and any(self._frames.waiting(name) for name in self._cameras)
+        batch_ms = self.slot.expected_ms * model.max_batch * model.depth if model else 0.0
+        return max(0.0, self._pulse.silent_s(has_work=has_work) - _SLOWER * batch_ms / 1e3)
 
     def _capture_silence(self) -> float:
         return max((camera.stuck_s for camera in self._cameras.values()), default=0.0)

@@ -88,6 +88,7 @@ class Camera:
         self._abandoned: list[Session] = []
         self._unwanted: CameraState | None = None
         self._is_closing = False
+        self._ran_until_s = 0.0
         if not options.enabled:
             self.disable("enabled = false in the configuration")
             self.state = self._unwanted or self.state
@@ -98,12 +99,19 @@ class Camera:
         return sum(not session.is_over for session in self._abandoned)
 
     @property
+    def period_s(self) -> float:
+        """The time between two pictures that are wanted of it; 0 where nobody knows."""
+        wanted = self.options.fps if isinstance(self.options, LiveOptions) else None
+        rates = [rate for rate in (wanted, self.quality.nominal_fps) if rate]
+        return 1 / min(rates) if rates else 0.0
+
+    @property
     def stuck_s(self) -> float:
         """For how long a thread has not come back that the camera was to be read by, where no other reads it now."""
         if self.state.phase in ("running", "disabled"):
             return 0.0
         left_at = [session.left_at_s for session in self._abandoned if not session.is_over]
-        return self._now() - min(left_at) if left_at else 0.0
+        return self._now() - max(min(left_at), self._ran_until_s) if left_at else 0.0
 
     def disable(self, message: str = "disabled by command") -> None:
         """Let go of the camera, until `enable`."""
@@ -288,6 +296,8 @@ class Camera:
 
     def _enter(self, state: CameraState) -> None:
         tell = log.info
+        if self.state.phase == "running":
+            self._ran_until_s = self._now()
         if state.phase in ("running", "disabled"):
             self.trouble = None
         elif state.phase in ("stalled", "backoff"):

@@ -14,6 +14,7 @@ from edge_agent.mqtt import Link
 from edge_agent.outbox import Outbox
 from edge_agent.readings import Readings
 from edge_agent.stats import LineStats
+from edge_agent.threads import OwnerThread
 from edge_agent.watchdog import Watchdog
 
 
@@ -30,6 +31,8 @@ class Checkup:
         outbox: Outbox,
         stats: LineStats,
         watchdog: Watchdog,
+        spooling: OwnerThread,
+        chores: OwnerThread,
         policy: Callable[[], PolicyStatus],
         engine_trouble: Callable[[], str | None],
         sensed_every_s: float,
@@ -37,13 +40,16 @@ class Checkup:
         self.options = options
         self.sensed_every_s = sensed_every_s
         self.readings: Readings | None = None
-        self._sensed_at = 0.0
+        self._sensed_at = time.monotonic()
+        self._had_gpu = False
         self._slot = slot
         self._cameras = cameras
         self._link = link
         self._outbox = outbox
         self._stats = stats
         self._watchdog = watchdog
+        self._spooling = spooling
+        self._chores = chores
         self._policy = policy
         self._engine_trouble = engine_trouble
         self._monitor = Monitor()
@@ -51,6 +57,7 @@ class Checkup:
     def sense(self, readings: Readings) -> None:
         """This is what the sensors see now."""
         self.readings, self._sensed_at = readings, time.monotonic()
+        self._had_gpu = self._had_gpu or bool(readings.gpus)
 
     def now(self) -> tuple[CheckState, dict[str, Check]]:
         """The worst state, and the named checks."""
@@ -58,7 +65,7 @@ class Checkup:
         return self._monitor.follow(found, recovery_s=self.options.recovery_s)
 
     def _facts(self) -> Facts:
-        now, model = time.monotonic(), self._slot.active
+        now, model, late = time.monotonic(), self._slot.active, self._watchdog.late()
         return Facts(
             broker_connected=self._link.is_connected,
             broker_error=self._link.error,
@@ -68,12 +75,16 @@ class Checkup:
             model_reason=self._slot.reason,
             backend=model.backend if model else None,
             engine_trouble=self._engine_trouble(),
-            engine_silent_s=self._watchdog.late().get("engine"),
+            engine_silent_s=late.get("engine"),
+            loader_silent_s=late.get("loader"),
+            spool_busy_s=self._spooling.busy_s,
+            chores_busy_s=self._chores.busy_s,
             policy=self._policy(),
             cameras={name: self._camera(name, camera, now) for name, camera in self._cameras.items()},
             readings=self.readings,
             readings_age_s=now - self._sensed_at,
             uses_gpu=model is not None and model.inference_clock == "gpu",
+            had_gpu=self._had_gpu,
             sensed_every_s=self.sensed_every_s,
         )
 
@@ -84,4 +95,5 @@ class Checkup:
             reason=camera.trouble or camera.state.reason,
             result_age_s=None if last is None else now - last,
             stuck_s=camera.stuck_s,
+            period_s=camera.period_s,
         )

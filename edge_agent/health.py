@@ -21,25 +21,32 @@ _SEVERITY: Sequence[CheckState] = ("ok", "degraded", "failed")
 _FAILED_FACTOR = 0.2  # of the share or size that is wanted: less than that is no longer enough to go on with
 _HOTTER_C = 10.0
 _COOLER_C = 3.0
+_STUCK_S = 10.0
+_PERIODS = 3
+_XID_LASTS_S = 3600.0
+_XIDS_OF_PROGRAMS = (13, 31, 43, 45)
+"""What a program did, perhaps another one: https://docs.nvidia.com/deploy/xid-errors/"""
 _MARGIN = 1.1  # of what is wanted, before a lack of it is over
 
 
 @dataclass(frozen=True, slots=True)
 class CameraFacts:
     """What health asks of a camera; `result_age_s` is None before its first result, `stuck_s` for how long a read has
-    not come back from its driver."""
+    not come back from its driver, `period_s` the time between two of its pictures, where that is known."""
 
     phase: CameraPhase
     reason: str | None = None
     result_age_s: float | None = None
     stuck_s: float = 0.0
+    period_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What health is computed from, at one moment. `engine_trouble` is why the wanted backend does not run;
-    `engine_silent_s`: for how long it has been at one batch, None where that is no concern; `readings` are as old as
-    `readings_age_s`, and None before the first."""
+    `engine_silent_s` and `loader_silent_s`: for how long they have been at one step, None where that is no concern;
+    `spool_busy_s` and `chores_busy_s`: for how long a thread that reads and writes files has been at one of them;
+    `readings` are as old as `readings_age_s`, and None before the first; `had_gpu`: whether one was ever seen."""
 
     broker_connected: bool
     broker_error: str | None
@@ -48,6 +55,9 @@ class Facts:
     backend: str | None = None
     engine_trouble: str | None = None
     engine_silent_s: float | None = None
+    loader_silent_s: float | None = None
+    spool_busy_s: float = 0.0
+    chores_busy_s: float = 0.0
     policy: PolicyStatus | None = None
     broker_refusal: str | None = None
     spool_trouble: str | None = None
@@ -55,6 +65,7 @@ class Facts:
     readings: Readings | None = None
     readings_age_s: float = 0.0
     uses_gpu: bool = False
+    had_gpu: bool = False
     sensed_every_s: float = 10.0
 
 
@@ -79,7 +90,7 @@ def find(facts: Facts, options: HealthOptions, before: Before | None = None) -> 
         "model": _model(facts),
         "engine": _engine(facts),
         "policy": _policy(facts),
-        "spool": Finding("degraded", facts.spool_trouble) if facts.spool_trouble else Finding("ok", "keeps"),
+        "spool": _spool(facts),
     }
     for name, check in _MACHINE.items():
         found[name] = _of_machine(facts, options, known.get(name, "ok"), check)
@@ -131,7 +142,7 @@ class Monitor:
             followed.fact = finding.fact
         else:
             fact = f"{finding.fact}; a moment ago: {followed.fact}"
-        return Check(followed.state, fact, timestamp(followed.since_ns), round(finding.age_s, 1))
+        return Check(followed.state, fact, timestamp(followed.since_ns), round(max(0.0, finding.age_s), 1))
 
 
 @dataclass(slots=True)
@@ -173,7 +184,15 @@ def _broker(facts: Facts) -> Finding:
     return Finding("failed", facts.broker_error or "not connected yet")
 
 
+def _spool(facts: Facts) -> Finding:
+    if facts.spool_busy_s > _STUCK_S:
+        return Finding("failed", "a write does not come back; messages wait in memory", facts.spool_busy_s)
+    return Finding("degraded", facts.spool_trouble) if facts.spool_trouble else Finding("ok", "keeps")
+
+
 def _model(facts: Facts) -> Finding:
+    if facts.loader_silent_s is not None:
+        return Finding("failed", f"{facts.model_reason or 'loading'}: it does not come back", facts.loader_silent_s)
     fact = facts.model_reason or facts.model_state
     if facts.model_state == "failed":
         return Finding("failed", fact)
@@ -205,7 +224,7 @@ def _camera(camera: CameraFacts, options: HealthOptions) -> Finding:
         return Finding("failed" if camera.reason else "degraded", (camera.reason or camera.phase) + stuck)
     if camera.result_age_s is None:
         return Finding("degraded", "no result yet")
-    if camera.result_age_s > options.max_result_age_s:
+    if camera.result_age_s > max(options.max_result_age_s, _PERIODS * camera.period_s):
         return Finding("degraded", "pictures come, but no results", camera.result_age_s)
     return Finding("ok", "results come", camera.result_age_s)
 
@@ -214,21 +233,23 @@ def _camera(camera: CameraFacts, options: HealthOptions) -> Finding:
 
 
 def _of_machine(facts: Facts, options: HealthOptions, before: CheckState, check: _MachineCheck) -> Finding:
-    if facts.readings is None:
-        return Finding("ok", "not read yet")
     if facts.readings_age_s > 3 * facts.sensed_every_s + 10:
         return Finding("degraded", "the sensors do not answer", facts.readings_age_s)
+    if facts.readings is None:
+        return Finding("ok", "not read yet")
     state, fact = check(facts, facts.readings, options, before)
     return Finding(state, fact, facts.readings_age_s)
 
 
 def _gpu(facts: Facts, readings: Readings, options: HealthOptions, before: CheckState) -> tuple[CheckState, str]:
     if trouble := readings.troubles.get("nvml"):
-        return "failed" if facts.uses_gpu else "degraded", trouble
+        unused: CheckState = "degraded" if facts.had_gpu else "ok"
+        return "failed" if facts.uses_gpu else unused, trouble
     told = []
     for gpu in readings.gpus or ():
         name = gpu.name or f"GPU {gpu.index}"
-        if gpu.last_xid is not None:
+        is_recent = (gpu.last_xid_age_s or 0.0) < _XID_LASTS_S
+        if gpu.last_xid is not None and gpu.last_xid not in _XIDS_OF_PROGRAMS and is_recent:
             told.append(f"{name}: the driver reported XID {gpu.last_xid}")
         if gpu.ecc_uncorrected:
             told.append(f"{name}: {gpu.ecc_uncorrected} memory errors that could not be corrected")
@@ -246,10 +267,9 @@ def _thermal(facts: Facts, readings: Readings, options: HealthOptions, before: C
     slowed = [reason for gpu in readings.gpus or () for reason in gpu.throttle_reasons or () if "thermal" in reason]
     if readings.board is not None:
         slowed += readings.board.throttling or []
-    if slowed:
-        return "degraded", f"heat holds the clocks back: {', '.join(sorted(set(slowed)))}"
+    held = f"heat holds the clocks back: {', '.join(sorted(set(slowed)))}" if slowed else ""
     if not known:
-        return "ok", "no temperature is known here"
+        return ("degraded", held) if held else ("ok", "no temperature is known here")
     most, name = max(known)
     limit = options.max_temperature_c
     state: CheckState = "ok"
@@ -257,6 +277,8 @@ def _thermal(facts: Facts, readings: Readings, options: HealthOptions, before: C
         state = "failed"
     elif most >= limit - (_COOLER_C if before != "ok" else 0.0):
         state = "degraded"
+    if held:
+        return worst([state, "degraded"]), f"{name} {most:.0f} °C; {held}"
     return state, f"{name} {most:.0f} °C"
 
 
@@ -264,12 +286,19 @@ def _memory(facts: Facts, readings: Readings, options: HealthOptions, before: Ch
     host = readings.host
     if host is None or host.memory_available_mb is None or not host.memory_total_mb:
         return "ok", "not known here"
-    fact = f"{host.memory_available_mb:.0f} of {host.memory_total_mb:.0f} MB available"
-    return _enough(host.memory_available_mb / host.memory_total_mb, options.min_memory_share, before), fact
+    available, total, whose = host.memory_available_mb, host.memory_total_mb, ""
+    if host.memory_limit_mb is not None and host.memory_limit_used_mb is not None:
+        left = host.memory_limit_mb - host.memory_limit_used_mb
+        if left < available:
+            available, total, whose = max(0.0, left), host.memory_limit_mb, " that the service may use"
+    fact = f"{available:.0f} of {total:.0f} MB{whose} available"
+    return _enough(available / total, options.min_memory_share, before), fact
 
 
 def _disk(facts: Facts, readings: Readings, options: HealthOptions, before: CheckState) -> tuple[CheckState, str]:
     host = readings.host
+    if facts.chores_busy_s > _STUCK_S:
+        return "failed", f"reading or writing a file has not come back for {facts.chores_busy_s:.0f} s"
     if host is None or host.disk_free_mb is None:
         return "ok", "not known here"
     return _enough(host.disk_free_mb, options.min_disk_mb, before), f"{host.disk_free_mb:.0f} MB free"

@@ -211,6 +211,14 @@ def _of_host(host: HostReadings) -> Iterator[Metric]:
             lambda host: _scaled(host.memory_available_mb, _MB),
         ),
         "memory_used_bytes": ("Memory that programs cannot have", lambda host: _scaled(host.memory_used_mb, _MB)),
+        "memory_limit_bytes": (
+            "What the agent's control group may have",
+            lambda host: _scaled(host.memory_limit_mb, _MB),
+        ),
+        "memory_limit_used_bytes": (
+            "What it cannot give back of that",
+            lambda host: _scaled(host.memory_limit_used_mb, _MB),
+        ),
         "swap_total_bytes": ("Swap space", lambda host: _scaled(host.swap_total_mb, _MB)),
         "swap_used_bytes": ("Swap space in use", lambda host: _scaled(host.swap_used_mb, _MB)),
         "disk_total_bytes": ("File system of the agent's state", lambda host: _scaled(host.disk_total_mb, _MB)),
@@ -250,6 +258,7 @@ def _of_gpus(gpus: Iterable[GpuReadings]) -> Iterator[Metric]:
         "memory_clock_hertz": ("Clock of the memory", lambda gpu: _scaled(gpu.memory_mhz, _MHZ)),
         "throttle_reasons": ("How many reasons hold the clocks back", lambda gpu: _number(gpu.throttle_reasons)),
         "last_xid": ("The driver's last critical error", lambda gpu: gpu.last_xid),
+        "last_xid_age_seconds": ("Since the driver told of that", lambda gpu: gpu.last_xid_age_s),
     }
     counters: _Reads[GpuReadings] = {
         "ecc_uncorrected_errors": ("Memory errors that could not be corrected", lambda gpu: gpu.ecc_uncorrected),

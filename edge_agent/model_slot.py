@@ -119,6 +119,8 @@ class ModelSlot:
     ) -> None:
         self.state: ModelState = "loading"
         self.reason: str | None = None
+        self.expected_ms = 0.0
+        """What the model took for a picture when it was brought up."""
         self.next: str | None = None
         self.rejected: Rejected | None = None
         self.running: Wanted | None = None
@@ -225,6 +227,7 @@ class ModelSlot:
         asked = time.monotonic()
         outcome = await self._swap_in(prepared, keeps=paused_at is None, watches=previous is not None)
         swapped, self.running, seen = time.monotonic(), wanted, 0
+        self.expected_ms = prepared.measured.latency_ms.p50
         if previous is not None:  # else there is nothing to go back to
             seen = await self._watch(prepared, previous, outcome, is_open=paused_at is None)
         return Activation(

@@ -175,7 +175,7 @@ class Link:
                 self._note_refusal(topic, "subscribing is not authorised")
                 self._denied.discard(topic)
         self._client = client
-        client.on_refusal = self._note_refusal
+        client.on_refusal, client.on_acceptance = self._note_refusal, self._note_acceptance
         self._on_connect()
         self._broken = asyncio.get_running_loop().create_future()
         self._is_blamed, self._given_up = False, None
@@ -334,6 +334,12 @@ class Link:
         if self.refusal != told:
             log.error("mqtt.refused", topic=topic, reason=reason, hint="see the broker's ACL")
         self.refusal = told
+
+    def _note_acceptance(self, topic: str) -> None:
+        """The broker took what it denied before."""
+        if self.refusal is not None and self.refusal.startswith(f"{topic}: "):
+            log.info("mqtt.accepted_again", topic=topic)
+            self.refusal = None
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:

@@ -39,6 +39,7 @@ class Client(aiomqtt.Client):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.on_refusal: Callable[[str, str], None] = lambda topic, reason: None
+        self.on_acceptance: Callable[[str], None] = lambda topic: None
         self._topics_by_mid: dict[int, str] = {}
         self._complaint = ""
         publish = self._client.publish
@@ -75,6 +76,8 @@ class Client(aiomqtt.Client):
         topic = self._topics_by_mid.pop(mid, "?")
         if is_refusal(reason_code):
             self.on_refusal(topic, str(reason_code))
+        else:
+            self.on_acceptance(topic)
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
 

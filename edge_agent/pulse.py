@@ -13,6 +13,7 @@ class Pulse:
         self._clock = clock
         self._at = clock()
         self._rests = True
+        self._found: tuple[float, float] | None = None
 
     def beat(self) -> None:
         self._at = self._clock()
@@ -23,6 +24,14 @@ class Pulse:
         self._rests = True
 
     def silent_s(self, *, has_work: bool = False) -> float:
-        """For how long the thread has been at one step, seconds; 0 while it rests, unless it `has_work`."""
-        at, rests = self._at, self._rests
-        return 0.0 if rests and not has_work else max(0.0, self._clock() - at)
+        """For how long the thread has been at one step, seconds; while it rests, for how long there has been work that
+        it does not take up, as far as was asked. Ask in one thread."""
+        at, rests, now = self._at, self._rests, self._clock()
+        if not rests:
+            return max(0.0, now - at)
+        if not has_work:
+            self._found = None
+            return 0.0
+        if self._found is None or self._found[0] != at:
+            self._found = at, now
+        return now - self._found[1]

@@ -7,9 +7,11 @@ from msgspec import Struct
 
 class HostReadings(Struct, frozen=True, kw_only=True):
     """The machine, whatever its maker. Shares of CPU are since the last reading; `core_percent` is None where cores
-    came or went since. `memory_used_mb` is what programs cannot have. `disk_*` is the file system of the agent's state;
-    `network_*` counts since boot, over the physical interfaces, or over all but loopback where none is physical.
-    `clock_synchronised`: whether the kernel was told that its clock is right (NTP, PTP)."""
+    came or went since. `memory_used_mb` is what programs cannot have. `memory_limit_mb` is what the agent's own control
+    group may have, where that has a limit, and `memory_limit_used_mb` what it cannot give back of that. `disk_*` is the
+    file system of the agent's state; `network_*` counts since boot, over the physical interfaces, or over all but
+    loopback where none is physical. `clock_synchronised`: whether the kernel was told that its clock is right (NTP,
+    PTP)."""
 
     cpu_percent: float | None = None
     core_percent: list[float] | None = None
@@ -19,6 +21,8 @@ class HostReadings(Struct, frozen=True, kw_only=True):
     memory_total_mb: float | None = None
     memory_available_mb: float | None = None
     memory_used_mb: float | None = None
+    memory_limit_mb: float | None = None
+    memory_limit_used_mb: float | None = None
     swap_total_mb: float | None = None
     swap_used_mb: float | None = None
     disk_total_mb: float | None = None
@@ -61,6 +65,7 @@ class GpuReadings(Struct, frozen=True, kw_only=True):
     throttle_reasons: list[str] | None = None
     ecc_uncorrected: int | None = None
     last_xid: int | None = None
+    last_xid_age_s: float | None = None
 
 
 class RailReadings(Struct, frozen=True, kw_only=True):

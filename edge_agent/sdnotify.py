@@ -20,7 +20,7 @@ def notify(*states: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
             notifier.setblocking(False)
-            notifier.sendto("\n".join(states).encode(), address)
+            notifier.sendto("\n".join(" ".join(state.split()) for state in states).encode(), address)
     except OSError as error:
         log.warning("systemd.not_notified", error=str(error))
         return False

@@ -26,6 +26,7 @@ log = structlog.get_logger()
 SpoolDrop = Literal["full", "stale", "disk_full"]
 
 _MOST_IN_MEMORY = 1000
+_MOST_UNWRITTEN = 20_000  # between two flushes; more only where the disk hangs
 _PRUNE_S = 60.0
 _CLOCK_IS_SET = 1.6e9
 _SCHEMA = """
@@ -139,7 +140,7 @@ class DiskSpool:
         assert message.id is not None
         with self._lock:
             self._new.setdefault(message.id, (self._clock(), message))
-            if self.trouble is not None:
+            if self.trouble is not None or len(self._new) > _MOST_UNWRITTEN:
                 self._shorten_memory()
 
     def remove(self, message_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -20,6 +21,13 @@ class OwnerThread:
     def __init__(self, name: str) -> None:
         self.name = name
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._began: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the call that runs has run, seconds; 0 where none does."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     async def call(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """What `work(*args, **kwargs)` returns or raises there.
@@ -27,7 +35,15 @@ class OwnerThread:
         A caller that is cancelled stops waiting; work that has begun runs to its end.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+
+        def run() -> R:
+            self._began = time.monotonic()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self._began = None
+
+        return await loop.run_in_executor(self._executor, run)
 
     def __enter__(self) -> OwnerThread:
         return self

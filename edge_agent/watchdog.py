@@ -42,6 +42,7 @@ class Watchdog:
         self._timeout_s = timeout_s or DEFAULT_TIMEOUT_S
         self._tell = tell
         self._told: set[str] = set()
+        self._owed: tuple[str, ...] = ()
 
     def late(self) -> dict[str, float]:
         """What has been silent for too long, and how long."""
@@ -52,15 +53,18 @@ class Watchdog:
         """How long this one may be silent."""
         return self._timeout_s / 2 * self._patience.get(name, 1.0)
 
-    def ready(self) -> None:
-        """The agent has started: from now on it has no need of more time for that."""
+    def ready(self, *states: str) -> None:
+        """Tell systemd that the agent has started, or reloaded; told again should that get lost."""
         self.is_ready = True
+        self._owed = () if self._tell("READY=1", *states) else ("READY=1", *states)
 
     def look(self) -> None:
         """Feed, if nothing is late. While the agent starts, the same signs buy it time."""
         late = self.late()
         if late.keys() != self._told:
             self._log(late)
+        if self._owed and self._tell(*self._owed):
+            self._owed = ()
         if late:
             return
         told = ["WATCHDOG=1"] if self._is_wanted else []

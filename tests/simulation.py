@@ -106,10 +106,13 @@ class FakeSource:
 
 @dataclass
 class Told:
-    """What an outsider saw of one camera."""
+    """What an outsider saw of one camera: its states, each with its time, and its frames, unless they are only
+    counted."""
 
     states: list[CameraState] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    count: int = 0
 
     @property
     def phases(self) -> list[tuple[str, str | None]]:
@@ -117,7 +120,8 @@ class Told:
 
 
 class Simulation:
-    """Runs fake cameras until a time; then `told` holds what came of each."""
+    """Runs fake cameras until a time; then `told` holds what came of each. For days of it, cameras may be polled less
+    often, and frames be counted only."""
 
     def __init__(
         self,
@@ -125,8 +129,12 @@ class Simulation:
         *,
         options: dict[str, Any] | None = None,
         limits: QueueLimits | None = None,
+        poll_s: float = POLL_S,
+        keeps_frames: bool = True,
     ) -> None:
         self.now_ns = DAY_NS
+        self._poll_s = poll_s
+        self._keeps_frames = keeps_frames
         self.fakes = fakes
         self.told = {name: Told() for name in fakes}
         self.frames = FrameQueue(clock_ns=lambda: self.now_ns)
@@ -167,9 +175,13 @@ class Simulation:
             pool=FramePool(),
             spawn=lambda thread, work: self._spawn(fake, work),
             wake=lambda: self.after(0.0, lambda: self._look(name)),
-            on_change=lambda camera: self.told[name].states.append(camera.state),
+            on_change=lambda camera: self._tell(self.told[name], camera),
             clock_ns=lambda: self.now_ns,
         )
+
+    def _tell(self, told: Told, camera: Camera) -> None:
+        told.states.append(camera.state)
+        told.at_s.append(self.now_s)
 
     def _look(self, name: str) -> None:
         """What the camera's task does: step, and again when it wants, unless woken before."""
@@ -200,12 +212,15 @@ class Simulation:
         if session.error is not None or session.is_cancelled:
             session.close()
         else:
-            wait_s = 0.001 if fake.is_behind else min(1 / fake.fps, POLL_S)
+            wait_s = 0.001 if fake.is_behind else min(1 / fake.fps, self._poll_s)
             self.after(wait_s, lambda: self._advance(fake, session, session.step))
 
     def _infer(self, engine_s: float) -> None:
         self.most_waiting = max(self.most_waiting, *(self.frames.waiting(name) for name in self.cameras))
         if any(self.frames.waiting(name) for name in self.cameras):
             for frame in self.frames.take(8):
-                self.told[frame.camera].frames.append(frame)
+                told = self.told[frame.camera]
+                told.count += 1
+                if self._keeps_frames:
+                    told.frames.append(frame)
         self.after(engine_s, lambda: self._infer(engine_s))

@@ -64,6 +64,7 @@ GPUS = [
         throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
         ecc_uncorrected=2,
         last_xid=79,
+        last_xid_age_s=12.5,
     ),
     GpuReadings(index=1, throttle_reasons=[]),
 ]

@@ -100,6 +100,9 @@ def process(sensor: MachineSensor) -> ProcessReadings:
     return readings.process
 
 
+MAY_BE_ABSENT = ("clock_synchronised", "memory_limit_mb", "memory_limit_used_mb")  # forbidden to ask, or no limit
+
+
 def work(seconds: float) -> None:
     """Use this much CPU, as the kernel counts it."""
     until = time.process_time() + seconds
@@ -110,7 +113,8 @@ def work(seconds: float) -> None:
 def test_all_that_linux_tells_is_read(machine: MachineSensor) -> None:
     work(0.1)
     seen = msgspec.structs.asdict(host(machine))
-    seen.pop("clock_synchronised")  # a container may forbid to ask
+    for name in MAY_BE_ABSENT:
+        seen.pop(name)
     assert [name for name, value in seen.items() if value is None] == []
 
 
@@ -197,7 +201,8 @@ def test_what_a_container_hides_is_absent_and_the_rest_is_there(
     work(0.1)
     monkeypatch.setattr(psutil, call, hidden)
     seen = msgspec.structs.asdict(host(machine))
-    seen.pop("clock_synchronised")
+    for name in MAY_BE_ABSENT:
+        seen.pop(name)
     assert {name for name, value in seen.items() if value is None} == set(fields)
 
 
@@ -367,3 +372,29 @@ def test_the_tenth_comes_after_the_second(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert names(tmp_path, "zone") == ["zone1", "zone2", "zone10"]
     assert names(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("most", "high", "told"),
+    [
+        ("2000000000", "1500000000", (1500.0, 700.0)),
+        ("2000000000", "max", (2000.0, 700.0)),
+        ("max", "max", (None, None)),
+    ],
+)
+def test_the_limit_of_the_services_own_control_group_is_read(
+    tmp_path: Path, most: str, high: str, told: tuple[float | None, float | None]
+) -> None:
+    folder = tmp_path / "system.slice" / "edge-agent.service"
+    folder.mkdir(parents=True)
+    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/system.slice/edge-agent.service\n")
+    files = {
+        "memory.max": most,
+        "memory.high": high,
+        "memory.current": "900000000",
+        "memory.stat": "inactive_file 200000000\nanon 1",
+    }
+    for name, content in files.items():
+        (folder / name).write_text(f"{content}\n")
+    seen = host(MachineSensor(tmp_path, groups=tmp_path, own_group=tmp_path / "own"))
+    assert (seen.memory_limit_mb, seen.memory_limit_used_mb) == told

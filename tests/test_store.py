@@ -29,7 +29,7 @@ from structlog.testing import capture_logs
 
 from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.errors import ModelError
-from edge_agent.messages import InferenceLatency, MeasuredOn, Measurement, MemoryUse
+from edge_agent.messages import InferenceLatency, MeasuredOn, Measurement, MemoryUse, Throughput
 from edge_agent.models.registry import EngineRecord
 from edge_agent.models.store import ModelStore, NewModel, StoredModel
 from tests.rigs import ROOT
@@ -600,6 +600,18 @@ def test_a_measurement_replaces_the_one_made_in_the_same_way(store: ModelStore, 
     entry = reopened(folder).get("m").entry
     assert entry is not None
     assert [one.latency_ms.p50 for one in entry.measured] == [float(side) for side in range(19, 11, -1)]
+
+
+def test_throughput_stays_until_it_is_measured_again(store: ModelStore) -> None:
+    """Bringing a model up measures latency and memory alone."""
+    demo = store.get("demo-160")
+    most = Throughput(100.0, batch=8, in_flight=1, pictures=50, seconds=0.5)
+    store.record(demo, msgspec.structs.replace(measured(), throughput=most), [])
+    store.record(demo, measured(2.0), [])
+    store.record(demo, measured(3.0, size=(16, 16)), [])
+    entry = store.get("demo-160").entry
+    assert entry is not None
+    assert [(one.latency_ms.p50, one.throughput) for one in entry.measured] == [(3.0, None), (2.0, most)]
 
 
 def test_a_bundled_model_gets_an_entry_when_it_is_measured(store: ModelStore, folder: Path) -> None:

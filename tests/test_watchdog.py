@@ -27,7 +27,16 @@ def test_what_rests_is_not_silent_and_what_works_is_from_its_last_beat_on() -> N
     pulse.rest()
     now[0] = 200.0
     assert pulse.silent_s() == 0.0
-    assert pulse.silent_s(has_work=True) == 97.0
+    assert pulse.silent_s(has_work=True) == 0.0  # that has only come
+    now[0] = 207.0
+    assert pulse.silent_s(has_work=True) == 7.0
+    assert pulse.silent_s() == 0.0
+    now[0] = 300.0
+    assert pulse.silent_s(has_work=True) == 0.0
+    pulse.beat()
+    pulse.rest()
+    now[0] = 310.0
+    assert pulse.silent_s(has_work=True) == 0.0
 
 
 def test_nothing_is_fed_while_one_of_them_is_late_and_that_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +48,7 @@ def test_nothing_is_fed_while_one_of_them_is_late_and_that_is_logged_once(capsys
         tell=told,
     )
     watchdog.ready()
+    told.clear()
     watchdog.look()
     assert told == ["WATCHDOG=1"]
     silent["engine"] = 5.1
@@ -56,12 +66,34 @@ def test_nothing_is_fed_while_one_of_them_is_late_and_that_is_logged_once(capsys
 
 def test_a_start_that_makes_progress_has_the_time_it_takes() -> None:
     told = Told()
-    watchdog = Watchdog({}, timeout_s=None, tell=told)
+    silent = [0.0]
+    watchdog = Watchdog({"loader": lambda: silent[0]}, patience={"loader": 40.0}, timeout_s=None, tell=told)
     watchdog.look()
     assert told == ["EXTEND_TIMEOUT_USEC=30000000"]
+    silent[0] = 601.0
+    watchdog.look()
+    assert told == ["EXTEND_TIMEOUT_USEC=30000000"], "what hangs has not"
+    silent[0] = 0.0
     watchdog.ready()
     watchdog.look()
-    assert told == ["EXTEND_TIMEOUT_USEC=30000000"]
+    assert told == ["EXTEND_TIMEOUT_USEC=30000000", "READY=1"]
+
+
+def test_what_systemd_did_not_take_is_told_again() -> None:
+    told, takes = [], [False]
+
+    def tell(*states: str) -> bool:
+        told.append(states)
+        return takes[0]
+
+    watchdog = Watchdog({}, timeout_s=10.0, tell=tell)
+    watchdog.ready("STATUS=runs")
+    watchdog.look()
+    takes[0] = True
+    watchdog.look()
+    watchdog.look()
+    assert told.count(("READY=1", "STATUS=runs")) == 3
+    assert told[-1] == ("WATCHDOG=1",)
 
 
 @given(silences=st.dictionaries(st.sampled_from("abc"), st.floats(0, 100)), timeout_s=st.floats(0.5, 60))
@@ -73,6 +105,7 @@ def test_it_is_fed_exactly_when_nothing_is_late(silences: dict[str, float], time
         tell=told,
     )
     watchdog.ready()
+    told.clear()
     watchdog.look()
     assert told == (["WATCHDOG=1"] if all(s <= timeout_s / 2 for s in silences.values()) else [])
 

@@ -26,6 +26,7 @@ from edge_agent.models.engines import Engines, Progress, is_built
 from edge_agent.models.loaded import LoadedModel, open_model
 from edge_agent.models.registry import EngineRecord, TensorFacts
 from edge_agent.models.store import ModelStore, StoredModel, variant
+from edge_agent.pulse import Pulse
 
 log = structlog.get_logger()
 
@@ -95,16 +96,29 @@ class ModelLoader:
         self._policy = policy
         self._tracked_from = tracked_from
         self._power_mode = power_mode
+        self.pulse = Pulse()
+        """Beats at each phase, and rests while another process builds an engine, which has a deadline of its own."""
 
     def prepare(self, wanted: Wanted, progress: Progress) -> Prepared:
         """Blocks, for minutes where an engine has to be built. Raises `ModelError`, by which nothing stays open,
         and `GpuLost`."""
+        try:
+            return self._prepare(wanted, progress)
+        finally:
+            self.pulse.rest()
+
+    def _prepare(self, wanted: Wanted, told: Progress) -> Prepared:
+        def progress(phase: str, percent: float | None) -> None:
+            self.pulse.beat()
+            told(phase, percent)
+
         progress("verify", None)
         stored, backend = self._stored(wanted), wanted.backend or self.backend
         self._store.require_sound(stored)
         if stored.path.suffix.lower() == ".onnx":
             onnx_file.require_numbers(stored.path)
-        self._build(stored, backend, progress)
+        self.pulse.rest()
+        self._build(stored, backend, told)
         progress("admit", None)
         before = _memory(self.builds(backend))
         if wanted.purpose != "return":

@@ -22,7 +22,8 @@ class MachineSensor:
     """The machine and the agent's process; `state_directory` is where the disk is looked at. Each fact that cannot be
     had (a container may hide any of them) is None by itself.
 
-    `interfaces` tells which of the network's are physical; `timesync` is what systemd-timesyncd(8) keeps.
+    `interfaces` tells which of the network's are physical; `timesync` is what systemd-timesyncd(8) keeps; `groups` is
+    where control groups (version 2) are, and `own_group` says which one is the process's.
     """
 
     def __init__(
@@ -31,10 +32,13 @@ class MachineSensor:
         *,
         interfaces: Path = Path("/sys/class/net"),
         timesync: Path = Path("/run/systemd/timesync"),
+        groups: Path = Path("/sys/fs/cgroup"),
+        own_group: Path = Path("/proc/self/cgroup"),
     ) -> None:
         self._state_directory = state_directory
         self._interfaces = interfaces
         self._timesync = timesync
+        self._groups, self._own_group = groups, own_group
         self._process = psutil.Process()
         self._spent = _spent()
         self._cores = _known(_busy_and_total) or []
@@ -53,6 +57,7 @@ class MachineSensor:
         load = _known(os.getloadavg) or (None, None, None)
         whole, cores = self._cpu()
         received, sent = _known(self._network) or (None, None)
+        limit, used = _known(lambda: _group_memory(self._groups, self._own_group)) or (None, None)
         return HostReadings(
             cpu_percent=whole,
             core_percent=cores,
@@ -62,6 +67,8 @@ class MachineSensor:
             memory_total_mb=_mb(memory.total) if memory else None,
             memory_available_mb=_mb(memory.available) if memory else None,
             memory_used_mb=_mb(memory.total - memory.available) if memory else None,
+            memory_limit_mb=None if limit is None else _mb(limit),
+            memory_limit_used_mb=None if used is None else _mb(used),
             swap_total_mb=_mb(swap.total) if swap else None,
             swap_used_mb=_mb(swap.used) if swap else None,
             disk_total_mb=_mb(disk.total) if disk else None,
@@ -170,3 +177,17 @@ def _rounded(value: float | None) -> float | None:
 
 
 Sensor = MachineSensor
+
+
+def _group_memory(groups: Path, own_group: Path) -> tuple[int, int] | None:
+    """Bytes that the process's control group may have, and those that it could not give back; None without a limit.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#memory"""
+    [path] = [line[3:] for line in own_group.read_text().splitlines() if line.startswith("0::")]
+    folder = groups / path.lstrip("/")
+    limits = [(folder / name).read_text().strip() for name in ("memory.max", "memory.high")]
+    known = [int(limit) for limit in limits if limit != "max"]
+    if not known:
+        return None
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
+    return min(known), max(0, used)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from typing import Any
 
 from msgspec.structs import replace
@@ -50,7 +51,7 @@ class NvmlSensor:
         self._nvml = _module()
         self._events: Any = None
         self._devices: list[Any] | None = None
-        self._xids: dict[int, int] = {}
+        self._xids: dict[int, tuple[int, float]] = {}
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
@@ -111,17 +112,19 @@ class NvmlSensor:
                 return
             index = indices.get(_address(event.device))
             if index is not None and event.eventType == self._nvml.nvmlEventTypeXidCriticalError:
-                self._xids[index] = int(event.eventData)
+                self._xids[index] = int(event.eventData), time.monotonic()
 
     def _gpu(self, index: int, device: Any) -> GpuReadings:
         if device is None:
             raise _Lost(self._why_not(index))
+        xid, at = self._xids.get(index, (None, 0.0))
         known = GpuReadings(
             index=index,
             name=self._ask("nvmlDeviceGetName", device),
             uuid=self._ask("nvmlDeviceGetUUID", device),
             driver=self._ask("nvmlSystemGetDriverVersion"),
-            last_xid=self._xids.get(index),
+            last_xid=xid,
+            last_xid_age_s=None if xid is None else round(time.monotonic() - at, 1),
         )
         return known if "nvgpu" in (known.name or "") else self._measured(known, device)
 
@@ -192,7 +195,7 @@ class NvmlSensor:
         return "it could not be opened"
 
     def _told(self, index: int, error: _Lost) -> str:
-        xid = f" (XID {self._xids[index]})" if index in self._xids else ""
+        xid = f" (XID {self._xids[index][0]})" if index in self._xids else ""
         return f"GPU {index}: {error}{xid}"
 
 
