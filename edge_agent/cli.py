@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import faulthandler
 import os
-import select
 import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +20,8 @@ from edge_agent import __version__, logs
 from edge_agent.errors import ConfigError, EdgeAgentError, GpuLost
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from edge_agent.config import Config
     from edge_agent.settings import Settings
 
@@ -41,6 +44,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     status = arguments.act(arguments)
     if status == EX_RESTART:  # in the same process, so that whoever watches it goes on watching
         logs.flush()
+        _leave_nothing_open()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the next one listens, which reads the file anyway
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if status == EX_GPU_LOST:  # the libraries' own endings would trip over it
         logs.flush()
@@ -78,6 +83,7 @@ def _version(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from edge_agent import config
     from edge_agent.check import check
+    from edge_agent.logs.redaction import redacted_text
 
     problems: list[str] = []
     moved: list[str] = []
@@ -89,9 +95,9 @@ def _check(arguments: argparse.Namespace) -> int:
     if loaded is not None:
         problems += check(loaded)
     for sentence in moved:
-        print(f"warning: {sentence}", file=sys.stderr)
+        print(f"warning: {redacted_text(sentence)}", file=sys.stderr)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {redacted_text(problem)}", file=sys.stderr)
     if problems:
         print(f"{arguments.config}: {len(problems)} problem(s)", file=sys.stderr)
         return EX_CONFIG
@@ -100,6 +106,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    hangup = _Hangup()
     from edge_agent.settings import Settings
 
     faulthandler.enable()  # systemd's watchdog ends what hangs with SIGABRT: let it say where it hung
@@ -108,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         loaded = settings.load()
         logs.configure(level=loaded.logging.level, format=loaded.logging.format)
-        return EX_RESTART if asyncio.run(_serve(loaded, settings)) else EX_OK
+        return EX_RESTART if asyncio.run(_serve(loaded, settings, hangup)) else EX_OK
     except ConfigError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
@@ -119,11 +126,14 @@ def _run(arguments: argparse.Namespace) -> int:
     except EdgeAgentError as error:
         _say(f"error: {error}")
         return EX_FAILED
+    except Exception:  # noqa: BLE001  a bug is told whole, and the process ends in order all the same
+        _say(traceback.format_exc().rstrip("\n"))
+        return EX_FAILED
     finally:
-        logs.flush()  # before a traceback is shown, too
+        logs.flush()
 
 
-async def _serve(loaded: Config, settings: Settings) -> bool:
+async def _serve(loaded: Config, settings: Settings, hangup: _Hangup) -> bool:
     """Whether the agent is to start anew."""
     from edge_agent import agent
 
@@ -131,14 +141,37 @@ async def _serve(loaded: Config, settings: Settings) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.on_signal, number)
-    reload = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
     deadline = asyncio.ensure_future(end.keep_deadline())
     try:
-        wants_restart = await agent.run(loaded, end.stop, settings=settings, reload=reload)
+        with hangup.heard_by(loop):
+            wants_restart = await agent.run(loaded, end.stop, settings=settings, reload=hangup.asked)
         return wants_restart and not end.was_signalled
     finally:
         deadline.cancel()
+
+
+class _Hangup:
+    """SIGHUP asks to read the configuration again. One that comes before the loop runs waits for it, one that comes
+    after it counts for nothing; none ends the process, as it does where nobody listens."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        signal.signal(signal.SIGHUP, self._on_signal)
+
+    @contextlib.contextmanager
+    def heard_by(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        self._loop = loop
+        try:
+            yield
+        finally:
+            self._loop = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._loop is None:
+            self.asked.set()
+        else:
+            self._loop.call_soon_threadsafe(self.asked.set)
 
 
 class _End:
@@ -175,13 +208,15 @@ def _give_up(timeout_s: float) -> None:
     os._exit(EX_FAILED)
 
 
+def _leave_nothing_open() -> None:
+    """To the program that comes next: OpenCV opens cameras without O_CLOEXEC, and a thread of it may hold one yet."""
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if fd > 2:
+            with contextlib.suppress(OSError):  # the one that listed them is closed by now
+                os.set_inheritable(fd, False)
+
+
 def _say(sentence: str) -> None:
-    """On stderr, after what was logged; not if nobody takes it, for the process must come to its end."""
+    """On stderr, after what was logged."""
     logs.flush(_LAST_WORDS_S)
-    if sys.stderr is None:
-        return
-    stderr = select.poll()
-    stderr.register(2, select.POLLOUT)
-    with contextlib.suppress(OSError):
-        if stderr.poll(0):
-            os.write(2, f"{sentence}\n".encode(errors="replace"))
+    logs.say(sentence)

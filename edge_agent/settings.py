@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,31 @@ class Settings:
         return sorted(_keys(self.changes))
 
     def load(self) -> Config:
-        """The file with what was changed laid over it. Raises `ConfigError` for the file; changes that do not go with
-        it any more are told and left out."""
+        """The file with what was changed laid over it. Raises `ConfigError` for the file; each change that does not go
+        with it any more is told and left out."""
         if self._file is None:
             assert self._fixed is not None
             return self._fixed
         plain = config.load(self._file, tell=_tell)
-        self.changes = _read(_path(plain))
-        try:
-            return self._with(self.changes) if self.changes else plain
-        except ConfigError as error:
-            log.error("settings.changes_left_out", path=str(_path(plain)), problems=list(error.problems))
-            self.changes = {}
-            return plain
+        self.changes = _read(_path(plain), below=self._plain())
+        while self.changes:
+            try:
+                return self._with(self.changes)
+            except ConfigError as error:
+                self._leave_out(error.problems, path=_path(plain))
+        return plain
+
+    def _leave_out(self, problems: Sequence[str], *, path: Path) -> None:
+        """The changes that the problems name, or else what is around them; all, if there is none."""
+        before, fitting = set(self.changed_keys), self.changes
+        paths = [problem.partition(": ")[0] for problem in problems]
+        while fitting == self.changes and any(paths):
+            for at in paths:
+                fitting = _without(fitting, at)
+            paths = [at.rpartition(".")[0] for at in paths]
+        self.changes = fitting if fitting != self.changes else {}
+        keys = sorted(before - set(self.changed_keys))
+        log.error("settings.changes_left_out", path=str(path), keys=keys, problems=list(problems))
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
         """The configuration as it would be with these changes too, which are kept. Raises `CommandError`
@@ -178,13 +190,14 @@ def _path(loaded: Config) -> Path:
     return state_directory() / f"changes-{loaded.device}.json"
 
 
-def _read(path: Path) -> Tables:
+def _read(path: Path, *, below: Mapping[str, Any]) -> Tables:
+    """The changes that were kept, in this version's layout, for a file with the tables `below`."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         changes = kept["changes"] if kept["schema"] == 1 else None
         if not isinstance(changes, dict):
             raise ValueError("it is of another schema")
-        changes, moved = migrations.migrated({**changes, "config_version": kept.get("config_version", 1)})
+        changes, moved = _migrated(changes, kept.get("config_version", 1), below=below)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -192,7 +205,29 @@ def _read(path: Path) -> Tables:
         return {}
     for sentence in moved:
         log.info("settings.moved", path=str(path), what=sentence, next="it is kept so with the next change")
-    return {key: value for key, value in changes.items() if key != "config_version"}
+    return changes
+
+
+def _migrated(changes: Tables, version: Any, *, below: Mapping[str, Any]) -> tuple[Tables, list[str]]:
+    """As `migrations.migrated`, which looks at what a camera's source is: that may be in the file alone."""
+    tables = {**changes, "config_version": version}
+    lent = dict(_lent(changes.get("cameras"), below.get("cameras")))
+    if lent:
+        tables["cameras"] = {**changes["cameras"], **lent}
+    tables, moved = migrations.migrated(tables)
+    for name in lent:
+        del tables["cameras"][name]["source"]
+    del tables["config_version"]
+    return tables, moved
+
+
+def _lent(cameras: object, below: object) -> Iterator[tuple[str, Tables]]:
+    """Cameras that say nothing of their source, with that of their name's in the file."""
+    if isinstance(cameras, Mapping) and isinstance(below, Mapping):
+        for name, table in cameras.items():
+            there = below.get(name)
+            if isinstance(table, Mapping) and isinstance(there, Mapping) and "source" in {*there} - {*table}:
+                yield name, {**table, "source": there["source"]}
 
 
 def _tell(sentence: str) -> None:
@@ -207,6 +242,20 @@ def _keys(tables: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield from _keys(value, f"{path}{key}.")
         else:
             yield f"{path}{key}"
+
+
+def _without(tables: Mapping[str, Any], path: str) -> Tables:
+    """Tables without what is at the dotted path, and without those that are empty then."""
+    rest = dict(tables)
+    for key in sorted(tables, key=len, reverse=True):  # a name may hold dots
+        inner = tables[key]
+        is_below = path.startswith(f"{key}.")
+        if path == key or path.startswith(f"{key}[") or (is_below and not isinstance(inner, Mapping)):
+            del rest[key]
+            return rest
+        if is_below and (less := _without(inner, path[len(key) + 1 :])) != inner:
+            return {**rest, key: less} if less else _without(tables, key)
+    return rest
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tables:

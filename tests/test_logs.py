@@ -176,6 +176,9 @@ def test_a_password_in_a_url_is_never_in_what_is_logged(password: str, quoted: b
         "the key 'path' is missing; max_batch=8, mode=auto",
         "check mqtt.username and mqtt.password",
         "Secret('***')",
+        "token: unknown key; did you mean 'model'?",
+        "bearer of bad news",
+        "docs at https://example.org/token://x",
     ],
 )
 def test_what_holds_no_credential_stays_as_it_is(text: str) -> None:
@@ -200,10 +203,39 @@ def test_what_holds_no_credential_stays_as_it_is(text: str) -> None:
             "{'username': 'a', 'password': ***, \"api_key\": ***}",
         ),
         ("sent Bearer abcdefgh.ijk to it", "sent Bearer *** to it"),
+        ("password: x y", "password: ***"),
+        ("login failed, Password = x y", "login failed, Password = ***"),
+        ("run --host a --mqtt-password x --verbose", "run --host a --mqtt-password *** --verbose"),
+        ("X-Api-Key: x\nHost: a", "X-Api-Key: ***\nHost: a"),
+        ("Cookie: session=x; theme=y\nHost: a", "Cookie: ***\nHost: a"),
+        ("Bearer: x", "Bearer: ***"),
+        (r"said {\"password\": \"x\\\"y\", \"n\": 1}", r"said {\"password\": ***, \"n\": 1}"),
+        ("b'password': b'x y', b'n': 1", "b'password': ***, b'n': 1"),
+        ("password=x y, host=a", "password=***, host=a"),
+        ("rtspsrc user-pw=x y location=a", "rtspsrc user-pw=*** location=a"),
+        ("http://cam/?loginuse=a&loginpas=x&n=1", "http://cam/?loginuse=a&loginpas=***&n=1"),
+        ("http://cam/?usr=a&psw=x&n=1", "http://cam/?usr=a&psw=***&n=1"),
+        ("no file /models/https:/a:x@example.org/m.onnx", "no file /models/https:/a:***@example.org/m.onnx"),
     ],
 )
 def test_the_rest_of_a_text_stays_where_a_credential_is_hidden(text: str, shown: str) -> None:
     assert redacted_text(text) == shown
+
+
+lines_of_credentials = st.sampled_from(
+    ["password: ", "Password:", "X-Api-Key: ", "Set-Cookie: id=", "bearer: ", "token : "]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    before=st.sampled_from(["", "a: 1, ", "> "]), name=lines_of_credentials, password=st.tuples(odd, odd).map(MARK.join)
+)
+def test_nothing_is_left_of_a_line_that_names_a_credential(before: str, name: str, password: str) -> None:
+    shown = redacted_text(f"{before}{name}{password}\nnext line")
+    assert MARK not in shown or password.startswith(("//", "unknown key"))
+    assert shown.startswith(before)
+    assert shown.endswith("\nnext line")
 
 
 def test_fields_are_judged_by_their_whole_name() -> None:
@@ -298,6 +330,75 @@ def test_more_kinds_than_are_kept_are_all_shown() -> None:
     repeats = Repeats(limit=1, clock=lambda: 0.0)
     assert all(repeats.admit({"event": str(n), "level": "error"}) for n in range(3000))
     assert repeats.admit({"event": "0", "level": "error"}) is None
+
+
+# Errors nobody foresaw
+
+
+def test_what_the_interpreter_shows_of_an_error_holds_no_credential() -> None:
+    process = started(
+        """
+        import threading
+        url = "rtsp://viewer:" + "Zq7" + "@192.0.2.1/1"
+        def fail(): raise OSError(f"cannot open {url}")
+        class Ends:
+            def __del__(self): fail()
+        Ends()
+        thread = threading.Thread(target=fail, name="capture:a")
+        thread.start()
+        thread.join()
+        threading.Thread(target=sys.exit).start()
+        try:
+            fail()
+        except OSError as error:
+            raise RuntimeError("--password Zq7") from error
+        """,
+        stdout=subprocess.DEVNULL,
+    )
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert MARK not in said
+    assert said.count("OSError: cannot open rtsp://viewer:***@192.0.2.1/1\n") == 3
+    assert "Exception in thread capture:a:\nTraceback" in said
+    assert said.endswith("RuntimeError: --password ***\n")
+
+
+def test_last_words_are_not_waited_for_and_come_whole_where_they_are_heard() -> None:
+    process = started('logs.say("x" * 300_000)', stdout=subprocess.DEVNULL)
+    assert process.wait(30) == 0, "nobody read so far"
+    assert set(process.communicate()[1]) == {"x"}
+    heard = started('sys.stdin.readline(); logs.say("x" * 3000 + "end")', stdout=subprocess.DEVNULL)
+    assert heard.communicate("\n", timeout=30)[1] == "x" * 3000 + "end\n"
+
+
+def test_the_writer_outlives_what_is_asked_of_it_and_counts_that() -> None:
+    theirs, ours = os.pipe()
+    calls: list[str] = []
+
+    def fails(*arguments: int) -> Any:
+        calls.append("idle")
+        raise ValueError("not to be shown")
+
+    def notice(lost: int) -> str:
+        calls.append(f"notice of {lost}")
+        if calls.count(f"notice of {lost}") == 1:
+            raise ValueError("not to be shown either")
+        return f"lost {lost}"
+
+    with open(theirs) as pipe, open(ours, "w") as stream:  # noqa: PTH123
+        writer = QueuedWriter(stream, notice=notice, idle=fails)
+        writer.put("a")
+        assert writer.flush(10.0)
+        writer.put("b")
+        assert writer.flush(10.0)
+        writer.close()
+        told = 0
+        said = []
+        while told < writer.dropped:
+            said.append(pipe.readline().strip())
+            told += int(said[-1].removeprefix("lost ")) if said[-1].startswith("lost") else 0
+    assert [line for line in said if not line.startswith("lost")] == ["a", "b"]
+    assert calls.count("idle") == writer.dropped >= 3
 
 
 # A process whose output stands still, in processes of their own

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from edge_agent import migrations
 from edge_agent.config import state_directory
 from edge_agent.errors import CommandError, ConfigError
-from edge_agent.settings import Settings, _laid_over
+from edge_agent.settings import Settings, _keys, _laid_over, _without
 
 TEXT = """
 [agent]
@@ -73,6 +73,44 @@ def test_changes_that_do_not_go_with_the_file_any_more_are_left_out(settings: Se
     fresh = Settings(settings._file)
     assert list(fresh.load().cameras) == ["a"]
     assert fresh.changed_keys == []
+
+
+def keep(settings: Settings, changes: dict[str, Any], **version: int) -> None:
+    """What an agent, this one if it has no `config_version` of its own, left beside its state."""
+    path = kept(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": 1, "config_version": migrations.VERSION, **version, "changes": changes}))
+
+
+def test_what_fits_is_kept_where_something_else_does_not(settings: Settings) -> None:
+    cameras = {
+        "a": {"nonsense": 1},
+        "b": {"fps": 5.0, "zones": {"yard": [[0, 0], [1, 2], [1, 1]]}},
+        "gone": {"fps": 3.0},
+        "new": {"source": "synthetic"},
+    }
+    keep(settings, {"cameras": cameras, "stats": {"interval_s": 2.0}, "logging": {"level": "loud"}})
+    with capture_logs() as logged:
+        loaded = settings.load()
+    [event] = logged
+    assert event["event"] == "settings.changes_left_out"
+    assert event["keys"] == ["cameras.a.nonsense", "cameras.b.zones.yard", "cameras.gone.fps", "logging.level"]
+    assert len(event["problems"]) == 5
+    assert settings.changed_keys == ["cameras.b.fps", "cameras.new.source", "stats.interval_s"]
+    assert (list(loaded.cameras), loaded.cameras["b"].fps) == (["a", "b", "new"], 5.0)  # type: ignore[attr-defined]
+    assert (loaded.stats.interval_s, loaded.logging.level) == (2.0, "info")
+
+
+def test_changes_that_go_with_the_file_no_more_and_are_not_named_are_all_left_out(settings: Settings) -> None:
+    assert settings._file is not None
+    line = "lines.gate = [[0.0, 0.5], [1.0, 0.5]]\n[tracking]\nenabled = true\n"
+    settings._file.write_text(settings._file.read_text() + line)
+    keep(settings, {"tracking": {"enabled": False}, "cameras": {"a": {"fps": 5.0}}})
+    with capture_logs() as logged:
+        loaded = settings.load()
+    assert loaded.tracking.enabled
+    assert settings.changed_keys == []
+    assert {key for event in logged for key in event["keys"]} == {"tracking.enabled", "cameras.a.fps"}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +218,17 @@ def test_laying_over_is_stable_and_touches_neither(below: dict[str, Any], above:
             assert once[key] == value
 
 
+@given(tables=st.dictionaries(st.sampled_from(["a", "b", "a.b"]), TABLES, max_size=3), data=st.data())
+def test_without_a_path_all_others_are_there(tables: dict[str, Any], data: st.DataObject) -> None:
+    paths = list(_keys(tables))
+    assert _without(tables, "c.d") == tables
+    if paths:
+        path = data.draw(st.sampled_from(paths))
+        left = list(_keys(_without(tables, path)))
+        assert len(left) < len(paths)
+        assert set(left) <= set(paths)
+
+
 RTSP = '[cameras.gate]\nsource = "rtsp"\nurl = "rtsp://x/"\nread_timeout_s = 3.0\n'
 
 
@@ -214,6 +263,23 @@ def test_changes_that_an_older_agent_kept_move_as_the_file_does(settings: Settin
     written = json.loads(path.read_text())
     assert "read_timeout_s" not in written["changes"]["cameras"]["gate"]
     assert Settings(settings._file).load().cameras["gate"].stall_timeout_s == 1.5
+
+
+@pytest.mark.parametrize("file_version", ["", "config_version = 1\n", f"config_version = {migrations.VERSION}\n"])
+def test_a_change_moves_though_the_file_alone_says_what_the_camera_is(settings: Settings, file_version: str) -> None:
+    assert settings._file is not None
+    gate = RTSP if migrations.VERSION != 2 or "2" not in file_version else RTSP.partition("read_timeout_s")[0]
+    settings._file.write_text(file_version + settings._file.read_text() + gate)
+    keep(
+        settings,
+        {"cameras": {"gate": {"read_timeout_s": 4}, "a": None}, "logging": {"level": "debug"}},
+        config_version=1,
+    )
+    with capture_logs() as logged:
+        loaded = settings.load()
+    assert (loaded.cameras["gate"].stall_timeout_s, loaded.logging.level) == (2.0, "debug")
+    assert settings.changed_keys == ["cameras.a", "cameras.gate.stall_timeout_s", "logging.level"]
+    assert "settings.changes_left_out" not in [event["event"] for event in logged]
 
 
 def test_changes_that_a_newer_agent_kept_are_passed_over_and_told(settings: Settings) -> None:

@@ -30,34 +30,44 @@ give_up() {
 
 is_live() { [ -z "$destdir" ] && [ -d /run/systemd/system ]; }
 
-install_program() { # into an environment of its own; editable first, as the other environments here, then as a copy
-    target=$destdir$lib
+need_ours() { [ ! -e "$1" ] || [ -e "$1/pyvenv.cfg" ] || give_up "$1 is not what was installed; look at it, or name another PREFIX"; }
+
+install_program() { # into an environment of its own, made beside the one that is there and put into its place when it is whole
+    target=$destdir$lib new=$destdir$lib.new old=$destdir$lib.old
+    for folder in "$target" "$new" "$old"; do need_ours "$folder"; done
+    wheels=$(mktemp -d)
+    trap 'rm -rf "$wheels" "$new"' EXIT
+    rm -rf "$new"
     wanted=$("$python" -c 'import sys; print(sys.version_info[:2])') || give_up "there is no $python; name one: PYTHON="
     has=$("$target/bin/python" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null) || has=
-    [ "$wanted" = "$has" ] || rm -rf "$target"
-    if [ "${SYSTEM_PACKAGES:-}" = yes ] && [ ! -e "$target" ]; then
-        "$python" -m venv --system-site-packages "$target"
+    if [ "$wanted" = "$has" ]; then
+        cp -a "$target" "$new" # with what was put there besides
+    elif [ "${SYSTEM_PACKAGES:-}" = yes ]; then
+        "$python" -m venv --system-site-packages "$new"
     fi
-    tools/venv.sh "$target" "$extras" "$python"
+    tools/venv.sh "$new" "$extras" "$python" # editable first, as the other environments here, then a copy
     case $("$python" -c 'import sys; print(sys.base_prefix)') in
     /home/* | /root/*) say "warning: $python lies in a home directory, where the service may not look; PYTHON=/usr/bin/python3" ;;
     esac
-    rm -f "$target/.installed"
-    wheels=$(mktemp -d)
-    trap 'rm -rf "$wheels"' EXIT
-    pip="$target/bin/python -m pip --quiet --disable-pip-version-check"
+    rm -f "$new/.installed"
+    pip="$new/bin/python -m pip --quiet --disable-pip-version-check"
     $pip wheel --no-deps --wheel-dir "$wheels" .
     $pip install --no-deps --no-index --force-reinstall --find-links "$wheels" edge-agent
-    rm -f "$target"/bin/activate* "$target"/bin/Activate.ps1
-    [ -z "$destdir" ] || relocate
+    rm -f "$new"/bin/activate* "$new"/bin/Activate.ps1
+    relocate
+    rm -rf "$old"
+    [ ! -e "$target" ] || mv "$target" "$old"
+    mv "$new" "$target" || { mv "$old" "$target"; exit 1; }
+    rm -rf "$old"
     link edge-agent
     link edgectl
 }
 
 relocate() { # the environment knows where it was made; make it know where it will be
-    from=$(printf '%s' "$target" | sed 's/[][\.*^$|]/\\&/g')
-    find "$target/bin" "$target/pyvenv.cfg" -type f -exec grep -Iq . {} \; -exec sed -i "s|$from|$lib|g" {} \;
-    "$target/bin/python" -m compileall -qq -f -j 0 -s "$destdir" -p / "$target/lib" || true # not all files are for this Python
+    from=$(printf '%s' "$new" | sed 's/[][\.*^$|]/\\&/g')
+    find "$new/bin" "$new/pyvenv.cfg" -type f -exec grep -Iq . {} \; -exec sed -i "s|$from|$lib|g" {} \;
+    [ -z "$destdir" ] || # not all files are for this Python
+        "$new/bin/python" -m compileall -qq -f -j 0 -s "$new" -p "$lib" "$new/lib" || true
 }
 
 link() {
@@ -130,13 +140,11 @@ make_known() { # to this system: the user, and the units
     ! is_live || ! systemctl -q is-active edge-agent || say "the agent that runs is the old one: systemctl restart edge-agent"
 }
 
-uninstall() {
-    if is_live; then
-        systemctl disable -q --now edge-agent.service 2>/dev/null || true
-        systemctl stop 'edge-agent@*.service' 2>/dev/null || true
-    fi
-    [ ! -e "$destdir$lib" ] || [ -e "$destdir$lib/pyvenv.cfg" ] || give_up "$destdir$lib is not what was installed; look at it"
-    rm -rf "$destdir$lib" "$destdir$doc"
+uninstall() { # the program last, since it tells that there is something to take away
+    need_ours "$destdir$lib"
+    [ -e "$destdir$lib" ] || give_up "there is no $destdir$lib, so nothing is taken away; name the PREFIX that it was installed with"
+    [ "${PURGE:-}" != 1 ] || need_no_other
+    switch_off
     for program in edge-agent edgectl; do
         [ "$(readlink "$destdir$prefix/bin/$program")" != "../lib/edge-agent/bin/$program" ] || rm -f "$destdir$prefix/bin/$program"
     done
@@ -146,8 +154,29 @@ uninstall() {
     if [ "${PURGE:-}" = 1 ]; then
         purge
     else
-        say "kept: /etc/edge-agent, and where they are /var/lib/edge-agent*, /var/cache/edge-agent* and the user edge-agent (PURGE=1 removes them)"
+        say "kept: /etc/edge-agent, and where they are /var/lib/edge-agent*, /var/cache/edge-agent* and the user edge-agent"
+        say "(PURGE=1 removes them with the program)"
     fi
+    rm -rf "$destdir$doc" "$destdir$lib"
+}
+
+need_no_other() { # installation on this machine: it has the same configuration, state and user
+    for folder in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system; do
+        [ "$folder" = "$units" ] || [ ! -e "$destdir$folder/edge-agent.service" ] ||
+            give_up "$folder/edge-agent.service is of another installation, which PURGE=1 would take configuration and user from"
+    done
+}
+
+switch_off() { # what runs from our units, not from a Debian package's, and what would start with the machine
+    [ -z "$destdir" ] || return 0
+    if is_live && [ "$(systemctl show --property FragmentPath edge-agent.service)" = "FragmentPath=$units/edge-agent.service" ]; then
+        systemctl stop edge-agent.service 'edge-agent@*.service' || true
+    fi
+    for wanted in /etc/systemd/system/*.wants/edge-agent.service /etc/systemd/system/*.wants/edge-agent@*.service; do
+        for unit in edge-agent.service edge-agent@.service; do
+            [ ! "$wanted" -ef "$units/$unit" ] || rm -f "$wanted"
+        done
+    done
 }
 
 purge() {

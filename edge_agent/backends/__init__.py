@@ -54,6 +54,8 @@ class Engine(Protocol):
     Options: ClassVar[type[Table]]
     is_built: ClassVar[bool]
     """Whether it runs engines that are built from the model's ONNX file on this machine."""
+    prepares_batches: ClassVar[bool]
+    """Whether the first batch of each size takes much longer than those after it. May be missing: it does not."""
     inference_clock: ClassVar[Literal["gpu", "cpu"]]
     """Whose time an outcome's `inference_ms` is: the GPU's own, or the CPU's, which waited. Where it is missing, the
     CPU's."""

@@ -41,6 +41,7 @@ class FakeEngine:
     Options: ClassVar[type[Table]] = FakeOptions
     is_built: ClassVar[bool] = False
     inference_clock: ClassVar[Literal["gpu", "cpu"]] = "cpu"
+    prepares_batches: ClassVar[bool] = False
 
     @staticmethod
     def unavailable(options: FakeOptions) -> str | None:

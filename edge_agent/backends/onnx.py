@@ -53,6 +53,7 @@ class OnnxEngine:
     Options: ClassVar[type[Table]] = OnnxOptions
     is_built: ClassVar[bool] = False
     inference_clock: ClassVar[Literal["gpu", "cpu"]] = "cpu"
+    prepares_batches: ClassVar[bool] = False
     depth = 1
 
     @staticmethod

@@ -90,6 +90,7 @@ class TensorRtEngine:
     Options: ClassVar[type[Table]] = TensorRtOptions
     is_built: ClassVar[bool] = True
     inference_clock: ClassVar[Literal["gpu", "cpu"]] = "gpu"
+    prepares_batches: ClassVar[bool] = True
 
     @staticmethod
     def unavailable(options: TensorRtOptions) -> str | None:

@@ -2,7 +2,8 @@
 
 No event waits for whoever reads them: they go through a queue that drops and counts what it cannot hold (`writer`).
 None carries a credential (`redaction`), and a warning that comes again and again is counted (`repeats`). In systemd's
-journal each line begins with its priority as sd-daemon(3) has it, so that `journalctl -p warning` works.
+journal each line begins with its priority as sd-daemon(3) has it, so that `journalctl -p warning` works. What goes past
+all this to stderr carries none either (`stderr`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from structlog.typing import EventDict, Processor
 
 from edge_agent.logs.redaction import redacted
 from edge_agent.logs.repeats import Repeats
+from edge_agent.logs.stderr import hide_in_tracebacks, say
 from edge_agent.logs.writer import QueuedWriter, StraightWriter
+
+__all__ = ["FLUSH_S", "Format", "Level", "close", "configure", "dropped", "flush", "say"]
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -33,9 +37,12 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  
 
 def configure(*, level: Level = "info", format: Format = "auto", stream: TextIO | None = None) -> None:
     """Send structlog's events, and the warnings of libraries that use `logging`, to stdout, and never wait for it; or
-    to `stream`, each at once and even if it is a repeat. May be called again, for another level or format."""
+    to `stream`, each at once and even if it is a repeat. May be called again, for another level or format. To stdout
+    is for a program that is a service: errors that nobody catches are then shown without credentials too."""
     global _output
     target = stream or sys.stdout
+    if stream is None:
+        hide_in_tracebacks()
     if _output is None or _output.writer.stream is not target or isinstance(_output.writer, StraightWriter):
         close()
         _output = _Output(target, is_queued=stream is None and _fd(target) is not None)

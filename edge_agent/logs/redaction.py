@@ -1,8 +1,9 @@
 """Credentials out of what is logged: by the names of fields, and by how they look inside any text.
 
 Hidden are the values of fields such as `password`, `token` or `api_key` (`is_secret`), and in every text: what stands
-between a URL's `user:` and its `@`, parameters such as `?token=`, assignments such as `user-pw=`, entries such as
-`"password": `, and `Authorization` headers. In doubt too much is hidden: a password may hold any sign, quoted or not.
+between a URL's `user:` and its `@`, parameters such as `?token=`, assignments such as `user-pw=`, options such as
+`--password `, entries such as `"password": `, and the rest of a line after `password: ` or in headers such as
+`Cookie`. In doubt too much is hidden: a password may hold any sign, quoted or not.
 """
 
 from __future__ import annotations
@@ -14,22 +15,32 @@ from typing import Any
 HIDDEN = "***"
 _DEEPEST = 8
 _NAME = (
-    r"(?:password|passwd|passphrase|passcode|pwd|user[-_]pw|secret|token|credentials?|cookie|authorization"
+    r"(?:password|passwd|passphrase|passcode|pwd|psw|loginpass?|user[-_]pw|secret|token|credentials?|cookie|authorization"
     r"|(?:api|access|private|secret|auth)[-_]?key)"
 )
 _FIELD = re.compile(rf"(?:.*_)?(?:{_NAME}|pw|bearer)")
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://")
+_SCHEME = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]{0,30}://"
+    r"|(?i:\b(?:https?|rtsps?|rtmps?|mqtts?|wss?|ftps?|srt|tcp|udp):/)"  # what becomes of it in a path
+)
 _NEXT_URL = re.compile(r"[\s,;'\"(\[<][A-Za-z][A-Za-z0-9+.-]{0,30}://")
 _AUTHORITY = re.compile(r"(\[[^\]\s]*\]|[^\s/?#:\[]*)(:?)[^\s/?#]*")
 _PORT = re.compile(r"\d+(?![^\s/?#:,;'\"<>()\[\]{}|\\.])|(?=\s|$)")  # or a colon of the sentence around it
 _RUN = re.compile(r"\S*")
-_ENTRY = re.compile(
-    rf"""(?i)(["'](?:[\w-]*[_-])?{_NAME}["']\s*:\s*)("(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[^\s,}}\]]+)"""
-)
-_ASSIGNMENT = re.compile(rf"""(?i)({_NAME}=)("[^"\n]*"?|'[^'\n]*'?|[^\s&]+)""")
+_QUOTED = r"""b?"(?:[^"\\\n]|\\.)*"?|b?'(?:[^'\\\n]|\\.)*'?"""
+_ESCAPED = r"""(?P<esc>\\+)(?P<quote>["'])(?:[^\n]*?(?<!\\)(?P=esc)(?P=quote)|[^\n]*)"""  # an entry in a text in JSON
+_ENTRY = re.compile(rf"""(?i)(["'](?:[\w-]*[_-])?{_NAME}\\*["']\s*:\s*)(?:{_ESCAPED}|{_QUOTED}|[^\s,}}\]]+)""")
+# Not in quotes it may hold blanks: it ends before another parameter or assignment, or the next part of a pipeline.
+_BARE = r"[^\n&]+?(?=&|\s{1,3}[!|]\s|[\s,;]{1,3}[\w.-]{1,40}[ \t]?=|$)"
+_ASSIGNMENT = re.compile(rf"""(?im)({_NAME}[ \t]*=[ \t]*)(?:{_QUOTED}|{_BARE})""")
+_OPTION = re.compile(rf"""(?i)(--[\w-]{{0,40}}{_NAME}[ \t]+)(?:{_QUOTED}|\S+)""")
 _PARAMETER = re.compile(r"(?i)([?&;](?:key|pass|auth|sig|signature|x-amz-(?:signature|credential))=)[^\s&]+")
 _HEADER = re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*)[^\s*][^\n]*")
+# Not our own sentences: `mqtt.password: expected …`, `cannot read the secret: …`, `token: unknown key`
+_LINE = re.compile(
+    rf"(?i)((?<!\.)(?<!the )(?:{_NAME}|\bbearer)[ \t]*:(?!//|[ \t]*unknown key\b)[ \t]*)(?=[^\n]*\S)[^\n]+"
+)
 _BEARER = re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}")
 
 
@@ -55,9 +66,9 @@ def redacted(value: Any, *, depth: int = 0) -> Any:
 
 def redacted_text(text: str) -> str:
     """`text` with `***` in the places of credentials."""
-    if "://" in text:
+    if ":/" in text:
         text = "\n".join(map(_without_logins, text.split("\n")))
-    for pattern in (_HEADER, _BEARER, _ENTRY, _ASSIGNMENT, _PARAMETER):
+    for pattern in (_HEADER, _LINE, _BEARER, _ENTRY, _ASSIGNMENT, _OPTION, _PARAMETER):
         text = pattern.sub(rf"\1{HIDDEN}", text)
     return text
 

@@ -48,7 +48,8 @@ class QueuedWriter:
     `flush` waits.
 
     `notice` makes the line that tells how many were dropped. `idle` is called by the thread when it has nothing to
-    do, and says for how many seconds it need not be called again (None: until there is something to write).
+    do, and says for how many seconds it need not be called again (None: until there is something to write). What
+    it raises counts as a dropped line; neither of the two ends the thread.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class QueuedWriter:
 
     def _run(self) -> None:
         while True:
-            wait_s = self._idle()
+            wait_s = self._idled()
             try:
                 item = self._items.get(timeout=wait_s)
             except queue.Empty:
@@ -127,6 +128,14 @@ class QueuedWriter:
             self._do(item)
             if self._items.empty() and not self._is_broken:
                 self._tell(self._taken())
+
+    def _idled(self) -> float | None:
+        try:
+            return self._idle()
+        except Exception:  # noqa: BLE001  whatever it is: without this thread nothing is written any more
+            with self._lock:
+                self._count_lost()
+            return None
 
     def _do(self, item: bytes | int | threading.Event) -> None:
         if isinstance(item, threading.Event):
@@ -148,9 +157,16 @@ class QueuedWriter:
             return lost
 
     def _tell(self, lost: int) -> None:
-        if lost and not self._write(f"{self._notice(lost)}\n".encode(errors="replace")):
+        if lost and not self._noticed(lost):
             with self._lock:
                 self._lost += lost
+
+    def _noticed(self, lost: int) -> bool:
+        try:
+            line = self._notice(lost)
+        except Exception:  # noqa: BLE001  as above; the number is told with the next
+            return False
+        return self._write(f"{line}\n".encode(errors="replace"))
 
     def _write(self, data: bytes) -> bool:
         while data:

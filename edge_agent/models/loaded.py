@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from edge_agent import plugins
+from edge_agent import memory, plugins
 from edge_agent.backends import Constants, Engine, Outcome, Ticket
 from edge_agent.config import InferenceOptions, Table
 from edge_agent.data import Batch, Frame, ModelRef, Result, Timings
@@ -105,11 +106,24 @@ class LoadedModel:
         return Inferred(results, outcome.inference_ms)
 
     def warm_up(self) -> float:
-        """Run once on a picture of noise; milliseconds it took. Raises `ModelError` if the model cannot."""
+        """Run on pictures of noise; milliseconds it took. Raises `ModelError` if the model cannot."""
         began = time.monotonic()
         self.time_inferences(self.depth, within_s=math.inf)  # each of the engine's places once
+        if getattr(self._engine, "prepares_batches", False):
+            self._run_all_sizes()
         self.ref = dataclasses.replace(self.ref, names=self._family.names)  # a run may tell more than the file
         return (time.monotonic() - began) * 1e3
+
+    def _run_all_sizes(self) -> None:
+        """Batches of every size in each of the engine's places: those it has not seen would hold up the line."""
+        width, height = self.size
+        image = self._engine.new_image((height, width, 3))
+        image[:] = 128
+        frame = Frame("warm-up", 0, image, time.time_ns(), time.monotonic_ns())
+        with self._translated():
+            for size in range(2, self.max_batch + 1):
+                for pending in [self.submit([frame] * size) for _ in range(self.depth)]:
+                    self.collect(pending)
 
     def time_inferences(self, most: int, *, within_s: float) -> Sequence[float]:
         """Milliseconds of inferences of one picture, one after the other: `most` of them, or as many as fit into the
@@ -118,18 +132,25 @@ class LoadedModel:
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         frame = Frame("warm-up", 0, noise, time.time_ns(), time.monotonic_ns())
         until, took = time.monotonic() + within_s, list[float]()
-        try:
+        with self._translated():
             while len(took) < most and (not took or time.monotonic() < until):
                 took.append(self.collect(self.submit([frame])).inference_ms)
+        return took
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A model that cannot run what it is shown first is rejected."""
+        try:
+            yield
         except GpuLost:
             raise
         except EngineError as error:
             code: ModelCode = "model_not_finite" if isinstance(error, NotFinite) else "model_rejected"
             raise ModelError(f"{self.ref.name}: warm-up failed: {error}", code=code) from error
-        return took
 
     def close(self) -> None:
         self._engine.close()
+        memory.give_back()
 
 
 def open_model(

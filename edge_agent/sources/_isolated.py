@@ -6,6 +6,7 @@ ends when the socket closes, so that it does not outlive the agent, however that
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import mmap
 import os
@@ -188,8 +189,9 @@ def main(link: socket.socket, memory_fd: int) -> None:
     memory = mmap.mmap(memory_fd, _MOST_PICTURE_BYTES)
     module, name, options = pickle.loads(link.recv(_MESSAGE_BYTES))
     source: Source = getattr(importlib.import_module(module), name)(options)
-    while (message := link.recv(_MESSAGE_BYTES)) and (question := pickle.loads(message))[0] != "close":
-        link.send(pickle.dumps(_answer(source, memory, *question)))
+    with contextlib.suppress(ConnectionError):  # an agent that was killed with an answer unread
+        while (message := link.recv(_MESSAGE_BYTES)) and (question := pickle.loads(message))[0] != "close":
+            link.send(pickle.dumps(_answer(source, memory, *question)))
     source.close()
 
 

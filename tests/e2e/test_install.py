@@ -17,6 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak]
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
+def install_sh(act: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`tools/install.sh`, however it ends."""
+    command = [str(ROOT / "tools/install.sh"), act]
+    variables = {**os.environ, "EXTRAS": "", "PLATFORM": "nvidia", **environ}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
 def make(target: str, **variables: str) -> subprocess.CompletedProcess[str]:
     program = need_program("make", "make")
     assigned = [f"{key}={value}" for key, value in {"EXTRAS": "", **variables}.items()]
@@ -109,8 +116,13 @@ def test_installing_again_changes_nothing_and_uninstalling_leaves_what_is_the_us
     where = {"DESTDIR": str(stage), "PREFIX": "/opt/edge", "PLATFORM": "nvidia", "PYTHON": sys.executable}
     config = stage / "etc/edge-agent/config.toml"
     before = files(stage)
+    program = stage / "opt/edge/lib/edge-agent"
+    added = next(program.glob("lib/python*/site-packages")) / "of_the_user.py"
+    added.write_text("")
     make("install", **where)
     assert files(stage) == before
+    assert added.exists()
+    assert [path.name for path in program.parent.iterdir()] == ["edge-agent"]
 
     config.write_text("# mine\n")
     (stage / "etc/systemd/system/edge-agent.service.d/mine.conf").write_text("[Service]\nNice=5\n")
@@ -121,14 +133,19 @@ def test_installing_again_changes_nothing_and_uninstalling_leaves_what_is_the_us
     drop_ins = {path.name for path in (stage / "etc/systemd/system/edge-agent.service.d").iterdir()}
     assert drop_ins == {"jetson.conf", "mine.conf"}
 
+    venvless = tmp_path / "python3"
+    venvless.write_text('#!/bin/sh\ncase $2 in *version_info*) echo "(3, 99)" ;; *) exit 1 ;; esac\n')
+    venvless.chmod(0o755)
+    assert install_sh("install", **{**where, "PYTHON": str(venvless)}).returncode != 0
+    subprocess.run([program / "bin/python", "-c", "import edge_agent, of_the_user"], cwd=tmp_path, check=True)
+    assert [path.name for path in program.parent.iterdir()] == ["edge-agent"]
+
     said = make("uninstall", **where).stdout
     assert "kept: /etc/edge-agent" in said
     kept = {"etc/edge-agent/config.toml", "etc/edge-agent/config.toml.dist"}
     kept.add("etc/systemd/system/edge-agent.service.d/mine.conf")
     assert files(stage) == kept
-    assert not (stage / "opt/edge/lib/edge-agent").exists()
-    make("uninstall", PURGE="1", **where)
-    assert not (stage / "etc/edge-agent").exists()
+    assert not program.exists()
 
 
 ON_A_COPY = """
@@ -166,8 +183,21 @@ def test_installed_into_the_system_it_is_there_and_uninstalled_nothing_is_left(t
         edgectl --help >/dev/null
         [ "$(stat -c '%U %G %a' /etc/edge-agent/config.toml)" = "root edge-agent 640" ]
         test -f /usr/local/lib/systemd/system/edge-agent.service
+        systemctl -q enable edge-agent.service edge-agent@line-3.service
+        debians=/usr/lib/systemd/system/edge-agent.service
+        echo >$debians
+        mkdir -p /etc/systemd/system/debians.wants
+        ln -s $debians /etc/systemd/system/debians.wants
+        if make --silent uninstall PURGE=1 2>/dev/null; then exit 1; fi
+        edge-agent version
+        cp -a /usr/local /before
         make --silent uninstall
         test -f /etc/edge-agent/config.toml
+        find /etc/systemd/system -name 'edge-agent*' | grep -x /etc/systemd/system/debians.wants/edge-agent.service
+        [ "$(find /etc/systemd/system -name 'edge-agent*' | wc -l)" = 1 ]
+        rm -r $debians /etc/systemd/system/debians.wants /usr/local/*
+        cp -a /before/. /usr/local
+        rm -r /before
         make --silent uninstall PURGE=1
         if id edge-agent; then exit 1; fi
         echo left: $(find /usr/local /etc /var/lib /var/cache -xdev -name '*edge-agent*')
@@ -175,16 +205,77 @@ def test_installed_into_the_system_it_is_there_and_uninstalled_nothing_is_left(t
     assert on_a_copy_of_this_system(tmp_path, script).splitlines()[-1] == "left:"
 
 
-def test_uninstall_removes_no_folder_that_it_did_not_make(tmp_path: Path) -> None:
+@pytest.mark.parametrize("act", ["install", "uninstall"])
+def test_a_folder_that_it_did_not_make_is_left_alone(tmp_path: Path, act: str) -> None:
     theirs = tmp_path / "opt/edge/lib/edge-agent/notes.txt"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("mine")
-    command = [str(ROOT / "tools/install.sh"), "uninstall"]
-    environ = {**os.environ, "DESTDIR": str(tmp_path), "PREFIX": "/opt/edge"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    done = install_sh(act, DESTDIR=str(tmp_path), PREFIX="/opt/edge", PURGE="1", PYTHON=sys.executable)
     assert done.returncode == 1
     assert "is not what was installed" in done.stderr
     assert theirs.read_text() == "mine"
+
+
+def test_where_nothing_is_installed_nothing_is_taken_away(tmp_path: Path) -> None:
+    names = ("etc/edge-agent/config.toml", "var/lib/edge-agent/model.onnx", "opt/typo/share/doc/edge-agent/notes.txt")
+    kept = [tmp_path / name for name in names]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    done = install_sh("uninstall", DESTDIR=str(tmp_path), PREFIX="/opt/typo", PURGE="1")
+    assert done.returncode == 1
+    assert "nothing is taken away" in done.stderr
+    assert [path.read_text() for path in kept] == ["mine"] * 3
+
+
+A_SYSTEMCTL_THAT_TELLS_WHAT_IT_IS_ASKED = """#!/bin/sh
+case "$*" in
+*is-enabled* | *preset*) exec {systemctl} "$@" ;;
+*is-active*) exit 3 ;;
+esac
+echo asked: "$@"
+"""
+
+
+def test_the_debian_package_waits_for_no_model_and_starts_what_it_may(tmp_path: Path) -> None:
+    need_program("systemd-sysusers", "systemd")
+    need_program("deb-systemd-helper", "init-system-helpers")
+    asks = tmp_path / "systemctl"
+    asks.write_text(A_SYSTEMCTL_THAT_TELLS_WHAT_IT_IS_ASKED.format(systemctl=need_program("systemctl", "systemd")))
+    asks.chmod(0o755)
+    mine = tmp_path / "copy"
+    mine.mkdir()
+    script = f"""
+        cp {ROOT}/systemd/edge-agent.service /usr/lib/systemd/system/
+        cp {ROOT}/systemd/sysusers.conf /usr/lib/sysusers.d/edge-agent.conf
+        mkdir -p /etc/edge-agent /run/systemd/system
+        touch /etc/edge-agent/config.toml
+        export PATH={tmp_path}:$PATH DPKG_MAINTSCRIPT_PACKAGE=edge-agent SYSTEMD_OFFLINE=1
+        postinst="sh {ROOT}/systemd/debian/postinst configure"
+        rm -f /usr/sbin/policy-rc.d
+        $postinst ''
+        echo an upgrade
+        $postinst 0.0.1
+        echo forbidden
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        $postinst 0.0.1
+        rm /usr/sbin/policy-rc.d
+        echo switched off
+        /usr/bin/systemctl -q disable edge-agent.service
+        $postinst 0.0.1
+    """
+    said = [line for line in on_a_copy_of_this_system(mine, script).splitlines() if "daemon-reload" not in line]
+    instances = "asked: --system --quiet --no-block try-restart edge-agent@*.service"
+    assert said == [
+        "asked: --system --quiet --no-block start edge-agent.service",
+        "an upgrade",
+        "asked: --system --quiet --no-block restart edge-agent.service",
+        instances,
+        "forbidden",
+        "switched off",
+        instances,
+    ]
 
 
 def test_the_debian_package_has_all_it_needs_in_it(tmp_path: Path) -> None:

@@ -113,6 +113,67 @@ def test_a_login_is_not_in_the_log(tmp_path: Path, broker: Broker, probe: Probe)
     assert "hunter" not in agent.text()
 
 
+class LeakyEngine(FakeEngine):
+    """One whose library says in an error what it should not."""
+
+    def submit(self, images: Sequence[Image]) -> Ticket:
+        raise RuntimeError("no answer from https://viewer:hunter2@127.0.0.1/x")
+
+
+def test_an_error_that_nobody_foresaw_ends_it_with_status_1_and_without_the_login(tmp_path: Path) -> None:
+    engine = "tests.e2e.test_logs:LeakyEngine"
+    text = f'{CAMERA}[inference]\nbackend = "{engine}"\nfallback = ""\n[mqtt]\nport = 9\n'
+    with AgentProcess(tmp_path, text, environ={"PYTHONPATH": str(ROOT)}) as agent:
+        assert agent.process.wait(30) == 1
+    assert "no answer from https://viewer:***@127.0.0.1/x" in agent.text()
+    assert "hunter2" not in agent.text()
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_problem_is_told_without_the_login_in_it(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "config.toml"
+    url = "https://viewer:hunter2@127.0.0.1"
+    model = f'[models.m]\npath = "{url}/m.onnx"\n[model]\nactive = "m"\n'
+    path.write_text(f'{CAMERA}{model}[mqtt]\nhost = "{url} {url}"\n')
+    arguments = [sys.executable, "-m", "edge_agent", command, "--config", str(path)]
+    done = subprocess.run(arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 78
+    assert b"mqtt.host: " in done.stderr
+    assert b"hunter2" not in done.stdout + done.stderr
+    assert (b"models.m" in done.stderr) == (command == "check")
+
+
+HANGS_UP = """
+import os, signal, threading
+from edge_agent.sources.synthetic import SyntheticSource as Source
+
+def hang_up():
+    while True:
+        os.kill(os.getpid(), signal.SIGHUP)
+        threading.Event().wait(0.005)
+
+os.set_inheritable(os.open(__file__, os.O_RDONLY), True)  # as OpenCV opens cameras
+os.kill(os.getpid(), signal.SIGHUP)  # before there is a loop
+threading.Thread(target=hang_up, daemon=True).start()
+"""
+
+
+def test_no_hangup_ends_it_from_the_start_to_a_restart_to_which_it_leaves_no_open_camera(
+    tmp_path: Path, broker: Broker, probe: Probe
+) -> None:
+    module = tmp_path / "hangs_up.py"
+    module.write_text(HANGS_UP)
+    text = config(broker.port, '[cameras.a]\nsource = "hangs_up:Source"\n')
+    with AgentProcess(tmp_path, text, environ={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as agent:
+        first = probe.wait("status", lambda status: status["state"] == "running", timeout_s=30)[-1].json()["started_at"]
+        wait_until(lambda: agent.events("agent.reloaded"))
+        probe.command("agent.restart")
+        probe.wait("status", lambda one: one["state"] == "running" and one["started_at"] != first, timeout_s=30)
+        fds = Path(f"/proc/{agent.process.pid}/fd")
+        assert [path.resolve() for path in fds.iterdir()].count(module.resolve()) == 1
+        assert agent.process.poll() is None
+
+
 def test_what_can_change_in_a_running_agent_does_on_sighup_and_the_rest_is_named(
     tmp_path: Path, broker: Broker, probe: Probe
 ) -> None:

@@ -59,6 +59,7 @@ def main() -> int:
     credentials_are_taken()
     instances_run_beside()
     installed_again(package)
+    installed_while_no_model_loads(package)
     stops_in_order()
     removed_and_purged()
     say(f"{failed} failed")
@@ -71,8 +72,9 @@ def installed(package: Path) -> None:
     done = run("dpkg", "--install", str(package))
     took_s = time.monotonic() - started
     print_below(*(line for line in done.stdout.splitlines() if "Reading database" not in line))
-    running = done.returncode == 0 and state() == ("active", "enabled")
-    ok("dpkg -i: installed, enabled and started", running, f"{took_s:.0f} s")
+    running = done.returncode == 0 and until(lambda: state() == ("active", "enabled"), within_s=START_S)
+    ready_s = time.monotonic() - started
+    ok("dpkg -i: installed, enabled and started", running, f"{took_s:.0f} s, ready after {ready_s:.0f} s")
     groups = run("id", "--name", "--groups", "edge-agent").stdout.split()
     ok("the user is in video and render", {"video", "render"} <= set(groups), " ".join(groups))
     mode = oct(CONFIG.stat().st_mode & 0o777), CONFIG.group()
@@ -223,11 +225,24 @@ def installed_again(package: Path) -> None:
     CONFIG.write_text(CONFIG.read_text() + "# mine\n")
     pid = main_pid()
     done = run("dpkg", "--install", "--force-confold", str(package))
-    anew_pid = main_pid()
-    started = done.returncode == 0 and is_active() and anew_pid != pid
-    ok("installed over itself: started again", started, f"process {pid}, then {anew_pid}")
+    came = until(lambda: is_active() and main_pid() != pid, within_s=START_S)
+    ok("installed over itself: started again", done.returncode == 0 and came, f"process {pid}, then {main_pid()}")
     kept = CONFIG.read_text().splitlines()[-1]
     ok("and the configuration is as it was edited", kept == "# mine", kept)
+
+
+def installed_while_no_model_loads(package: Path) -> None:
+    """The service is not ready then, which dpkg does not wait for."""
+    broken = '\n[models.broken]\npath = "config.toml"\n'
+    with configured(lambda text: text.replace('active = "demo-320" ', 'active = "broken" ') + broken):
+        started = time.monotonic()
+        done = run("timeout", str(START_S), "dpkg", "--install", "--force-confold", str(package))
+        took_s = time.monotonic() - started
+        seen = until(lambda: "no model (broken" in show("StatusText")[0], within_s=START_S)
+        as_wanted = done.returncode == 0 and seen and show("ActiveState")[0] == "activating"
+        ok("installed while no model loads: dpkg does not wait for one", as_wanted, f"{took_s:.0f} s")
+    anew()
+    ok("and with one it is ready", is_active(), show("StatusText")[0])
 
 
 def stops_in_order() -> None:
