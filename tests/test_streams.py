@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -455,3 +456,22 @@ def test_a_camera_in_a_process_imports_what_the_agent_would(tmp_path: Path, monk
     monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     source = make("synthetic", isolation="process", width=64, height=48)
     assert pictures(source, 2)[1].shape == (48, 64, 3)
+
+
+_KILLED_BEFORE_IT_READS = """
+import os, select, signal
+from edge_agent import config, sources
+cameras = config.parse({"cameras": {"here": {"source": "synthetic", "isolation": "process"}}}).cameras
+source = sources.make(cameras["here"])
+source.open()
+source._child._send(("grab",))
+assert select.select([source._child._socket], [], [], 10)[0]
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_of_its_own_ends_without_a_word_when_the_agent_was_killed_before_it_read_the_answer() -> None:
+    agent = subprocess.run(  # returns once the camera's process, which writes there too, has ended
+        [sys.executable, "-c", _KILLED_BEFORE_IT_READS], capture_output=True, text=True, timeout=20
+    )
+    assert (agent.returncode, agent.stderr) == (-signal.SIGKILL, "")
