@@ -166,6 +166,7 @@ class Reports:
         }
         self._stats.reset()
         self._outbox.publishing.reset()
+        self._loop_lag.reset()
         for camera in self._cameras.values():
             camera.quality.capture.reset()
 
