@@ -95,15 +95,17 @@ def _command(callback: Callable[..., Any], name: str) -> Iterator[str]:
 def _parameters(callback: Callable[..., Any]) -> Iterator[_Parameter]:
     hints = get_type_hints(callback, include_extras=True)
     for name, parameter in inspect.signature(callback).parameters.items():
-        if not (arguments := get_args(hints[name])) or hints[name] is typer.Context:
-            continue
-        kind, told = _annotated(hints[name]) if get_origin(hints[name]) is not Union else (arguments[0], None)
+        kind, told = _annotated(hints[name])
         if told is not None and not getattr(told, "hidden", False):
             yield _Parameter(name, *_plain(kind), told, parameter.default)
 
 
 def _annotated(hint: Any) -> tuple[Any, Any]:
-    return hint.__origin__, next(iter(getattr(hint, "__metadata__", ())), None)
+    """The type, and what typer was told of it; before Python 3.11 a default of None makes it "or None" once more."""
+    if get_origin(hint) is Union:
+        hint = next((one for one in get_args(hint) if hasattr(one, "__metadata__")), hint)
+    told = getattr(hint, "__metadata__", None)
+    return (hint.__origin__, told[0]) if told else (hint, None)
 
 
 def _plain(kind: Any) -> tuple[Any, bool]:
