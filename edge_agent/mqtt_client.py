@@ -201,7 +201,7 @@ def explain(error: aiomqtt.MqttError, options: MqttOptions) -> str:
     elif isinstance(cause, (OSError, aiomqtt.MqttCodeError)) and str(cause) not in text:
         text = f"{text}: {cause}"
     hint = next((hint for sign, hint in _HINTS.items() if sign in text.lower()), None) or _guess(error, text, options)
-    return f"{text}: {hint}" if hint else text
+    return f"{text}; {hint}" if hint else text  # no colon: what stands behind "password:" is hidden in the log
 
 
 def _guess(error: aiomqtt.MqttError, text: str, options: MqttOptions) -> str | None:
