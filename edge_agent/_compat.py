@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -13,7 +15,9 @@ else:
     import tomli as tomllib
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["BaseExceptionGroup", "errors_unwrapped", "tomllib"]
+__all__ = ["BaseExceptionGroup", "end", "errors_unwrapped", "tomllib"]
+
+_CANCELLED_AGAIN_S = 1.0
 
 
 @contextmanager
@@ -30,6 +34,19 @@ def errors_unwrapped() -> Iterator[None]:
         if len(errors) == 1:
             raise errors[0] from errors[0].__cause__
         raise
+
+
+async def end(tasks: Collection[asyncio.Future[Any]], *, patience_s: float = _CANCELLED_AGAIN_S) -> None:
+    """Cancel tasks until they have ended. Once is not enough: before Python 3.12 `asyncio.wait_for` may swallow it
+    (https://github.com/python/cpython/issues/86296), in a library's code too. Whoever wants their errors has looked."""
+    ending = list(tasks)
+    while pending := {task for task in ending if not task.done()}:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=patience_s)
+    for task in ending:
+        if not task.cancelled():
+            task.exception()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

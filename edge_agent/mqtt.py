@@ -10,7 +10,7 @@ import math
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,7 @@ import structlog
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_agent._compat import end
 from edge_agent.backoff import backoff
 from edge_agent.config import MqttOptions, SpoolOptions
 from edge_agent.data import Message
@@ -47,7 +48,6 @@ _MOST_BACKOFF_S = 60.0
 _MAX_BREAKS = 3
 _AT_ONCE_S = 2.0
 _LAST_WORD_S = 1.0
-_CANCELLED_AGAIN_S = 1.0
 _TRUSTED_AFTER = 50
 _DRAINED_AT_ONCE = 50
 
@@ -193,8 +193,8 @@ class Link:
         finally:
             self._client = None
             with anyio.CancelScope(shield=True):
-                await _cancelled(tasks)  # nothing more is sent, and what was to be sent last has begun
-                await _cancelled(self._under_way)
+                await end(tasks)  # nothing more is sent, and what was to be sent last has begun
+                await end(self._under_way)
                 self._outbox.disconnected()
                 await self._leave(client)
 
@@ -414,15 +414,3 @@ class Suspects:
 
 def _name(message: Message) -> str:
     return message.id or message.topic
-
-
-async def _cancelled(tasks: Collection[asyncio.Future[None]]) -> None:
-    """Cancel them until they have ended: before Python 3.12 `wait_for` may swallow a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        done, pending = await asyncio.wait(pending, timeout=_CANCELLED_AGAIN_S)
-        for task in done:
-            if not task.cancelled():
-                task.exception()  # whoever wanted to know has looked

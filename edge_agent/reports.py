@@ -103,10 +103,13 @@ class Reports:
         """Tell at once of what is no longer well, or is again."""
         before, now = self.last_health, self.health()
         if before is None or _states(before) != _states(now):
-            self.publish_state()
+            self._tell_state(now)
 
     def publish_state(self) -> None:
-        before, self.last_status, self.last_health = self.last_status, self.status(), self.health()
+        self._tell_state(self.health())
+
+    def _tell_state(self, health: messages.Health) -> None:
+        before, self.last_status, self.last_health = self.last_status, self._status(health), health
         if self.last_status != before:
             self._publish(messages.retained(self._topics.status, self.last_status))
         self._publish(messages.retained(self._topics.health, self.last_health))
@@ -195,6 +198,9 @@ class Reports:
             )
 
     def status(self) -> messages.Status:
+        return self._status(self.health())
+
+    def _status(self, health: messages.Health) -> messages.Status:
         model = self._slot.active
         return messages.Status(
             schema=SCHEMA_VERSION,
@@ -214,7 +220,7 @@ class Reports:
             backend=model.backend if model else None,
             policy=self._policy(),
             overrides=self._overrides(),
-            degraded=[name for name, check in self.health().checks.items() if check.state != "ok"],
+            degraded=[name for name, check in health.checks.items() if check.state != "ok"],
             cameras={name: camera.state.phase for name, camera in self._cameras.items()},
         )
 

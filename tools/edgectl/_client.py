@@ -12,6 +12,7 @@ from pathlib import Path
 import aiomqtt
 
 from edge_agent import config
+from edge_agent._compat import end
 from edge_agent.backoff import backoff
 from edge_agent.config import Config, MqttOptions
 from edge_agent.errors import ConfigError, EdgeAgentError
@@ -109,8 +110,7 @@ async def for_seconds(work: Awaitable[None], seconds: float) -> None:
         if task.done():
             task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end((task,))
 
 
 async def _entered(stack: AsyncExitStack, mqtt: MqttOptions) -> Client:

@@ -18,11 +18,11 @@ from edge_agent.config import Config
 from edge_agent.errors import ConfigError
 from edge_agent.messages import Topics, timestamp
 from edgectl._config import config_file
+from edgectl._progress import Tell, progress
 from edgectl.report import _collect, _secrets
 from edgectl.report._collect import ReportError
 from edgectl.report._heard import FrameTimes, Heard, listen
 from edgectl.report._page import Collected, page
-from edgectl.report._progress import Tell, progress
 from edgectl.report._secrets import Secrets
 
 _FILES = {

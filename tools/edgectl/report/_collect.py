@@ -15,8 +15,8 @@ from edge_agent.check import store_of
 from edge_agent.config import Config
 from edge_agent.errors import EdgeAgentError
 from edgectl import doctor
+from edgectl._progress import Tell
 from edgectl.doctor._words import Finding
-from edgectl.report._progress import Tell
 
 _MOST_LOG_BYTES = 4_000_000
 _JOURNAL_LINES, _JOURNAL_S = 5000, 20.0

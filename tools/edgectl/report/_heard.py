@@ -14,7 +14,7 @@ import msgspec
 from edge_agent.config import Config
 from edge_agent.messages import CameraStatus, Health, Models, ResultMessage, Stats, Status, Topics
 from edgectl._client import BrokerError, follow
-from edgectl.report._progress import Tell
+from edgectl._progress import Tell
 
 _LEAVES = ("available", "status", "health", "stats", "models", "cameras/+/status", "cameras/+/results")
 _KINDS = {"status": Status, "health": Health, "models": Models}
