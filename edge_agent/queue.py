@@ -15,12 +15,18 @@ from edge_agent.data import Frame
 DropCause = Literal["full", "stale", "frozen", "damaged", "no_memory", "shutdown"]
 
 _LOOK_S = 0.2  # how often a blocked putter looks whether its frame is still wanted
+_CROWDED_FRAMES = 2
+_CROWDED_NS = 2_000_000_000
 _NEVER = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What one camera may keep waiting. `max_staleness_ms` 0: frames never grow stale."""
+    """What one camera may keep waiting. `max_staleness_ms` 0: frames never grow stale.
+
+    `max_frames` are for a hiccup. Where `drop_oldest` had to drop, the engine is too slow, and a longer line only makes
+    every frame later: for two seconds no more than the two newest wait.
+    """
 
     max_frames: int = 4
     max_bytes: int = 64_000_000
@@ -34,10 +40,13 @@ class _Lane:
     frames: deque[Frame] = field(default_factory=deque)
     nbytes: int = 0
     drops: Counter[DropCause] = field(default_factory=Counter)
+    crowded_until_ns: int = _NEVER
 
-    def has_room(self, frame: Frame) -> bool:
-        fits = self.nbytes + frame.image.nbytes <= self.limits.max_bytes
-        return fits and len(self.frames) < self.limits.max_frames
+    def has_room(self, frame: Frame, now_ns: int) -> bool:
+        most = (
+            self.limits.max_frames if now_ns >= self.crowded_until_ns else min(_CROWDED_FRAMES, self.limits.max_frames)
+        )
+        return len(self.frames) < most and self.nbytes + frame.image.nbytes <= self.limits.max_bytes
 
     def append(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -182,7 +191,8 @@ class FrameQueue:
             if self._is_closed or not is_wanted():
                 lane.drops["shutdown"] += 1
                 return False
-            if lane.has_room(frame):
+            now_ns = self._clock_ns()
+            if lane.has_room(frame, now_ns):
                 return True
             if frame.image.nbytes > lane.limits.max_bytes or lane.limits.drop == "drop_newest":
                 lane.drops["full"] += 1
@@ -190,6 +200,7 @@ class FrameQueue:
             if lane.limits.drop == "block":
                 self._has_room.wait(_LOOK_S)
             else:
+                lane.crowded_until_ns = now_ns + _CROWDED_NS
                 dropped.append(lane.popleft())
                 lane.drops["full"] += 1
         return False

@@ -81,6 +81,35 @@ def test_frames_in_equal_frames_out_plus_drops_and_bounds_hold(
     assert len(put) == len(taken) + len(released)
 
 
+@given(overload=st.integers(2, 20), max_frames=st.integers(1, 8))
+def test_under_overload_no_frame_taken_is_older_than_two_periods(overload: int, max_frames: int) -> None:
+    now_ms, ages_ms = 0, []
+    queue = FrameQueue(clock_ns=lambda: now_ms * 1_000_000)
+    queue.add_camera("a", QueueLimits(max_frames))
+    for now_ms in range(0, 4_000, 10):
+        queue.put(frame("a", now_ms, mono_ns=now_ms * 1_000_000))
+        if now_ms % (10 * overload) == 0:
+            ages_ms += [now_ms - one.captured_mono_ns / 1e6 for one in queue.take()]
+    assert max(ages_ms[len(ages_ms) // 2 :]) <= 20
+
+
+def test_a_hiccup_of_the_engine_costs_no_frame_and_after_one_that_does_the_line_grows_again() -> None:
+    now_s = 0
+    queue = FrameQueue(clock_ns=lambda: now_s * 1_000_000_000)
+    queue.add_camera("a", QueueLimits(max_frames=4, max_staleness_ms=0))
+    for seq in range(4):
+        assert queue.put(frame("a", seq))
+    assert [one.seq for one in queue.take(4)] == [0, 1, 2, 3]
+    for seq in range(4, 9):
+        queue.put(frame("a", seq))
+    assert [one.seq for one in queue.take(4)] == [7, 8]
+    now_s = 3
+    for seq in range(9, 13):
+        queue.put(frame("a", seq))
+    assert [one.seq for one in queue.take(4)] == [9, 10, 11, 12]
+    assert queue.drops("a") == {"full": 3}
+
+
 def test_a_frame_larger_than_the_bound_is_dropped_whatever_the_policy() -> None:
     queue = FrameQueue()
     for drop in ("drop_oldest", "drop_newest", "block"):
