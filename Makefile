@@ -5,7 +5,7 @@ VENV := .venv
 # The check's own tools want one fixed Python; any that is there will do.
 CHECK := .venv-check
 
-.PHONY: help run venv install uninstall deb test test-vm test-systemd test-gpu check docs format bench bench-decode bench-gpu soak train-demo clean
+.PHONY: help run venv install uninstall deb test test-vm test-systemd test-gpu check docs format bench bench-quick bench-gpu soak train-demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -61,23 +61,31 @@ format: $(CHECK)/.installed  ## put the code into its format
 	$(CHECK)/bin/ruff format .
 	$(CHECK)/bin/ruff check --fix .
 
-bench: $(CHECK)/.installed  ## what the line, and reading a camera, cost beside a bare loop
-	$(CHECK)/bin/python benchmarks/line.py
-	$(CHECK)/bin/python benchmarks/capture.py
+BENCH := .venv-bench/bin/python
+RESULTS := benchmarks/results
+# Of what `make bench` measures; `soak` and `gpu` are commands of their own.
+MEASURED := line framework overload latency capture mqtt decode swap startup
 
-bench-decode: .venv-bench/.installed  ## what decoding costs beside two public post-processors
-	.venv-bench/bin/python benchmarks/decode.py
+bench: .venv-bench/.installed  ## everything beside its reference, into docs/performance.md (half an hour; nothing else may run)
+	@for name in $(MEASURED); do \
+	    $(BENCH) -m benchmarks.$$name $$([ $$name = line ] && echo --rivals) --json $(RESULTS)/$$name.json || echo "$$name: see above"; \
+	done
+	$(BENCH) -m benchmarks.report
+
+bench-quick: .venv-bench/.installed  ## two minutes: whether anything is worse than its bar by more than the noise
+	$(BENCH) -m benchmarks.quick
 
 .venv-bench/.installed: pyproject.toml tools/venv.sh
+	@tools/test-packages.sh
 	@tools/venv.sh .venv-bench bench $(PYTHON)
-	@.venv-bench/bin/python -m pip install -q --no-deps rtmlib==0.0.16 supervision==0.31.2  # they want another OpenCV
+	@$(BENCH) -m pip install -q --no-deps rtmlib==0.0.16 supervision==0.31.2  # they want another OpenCV
 	@touch $@
 
-soak: $(CHECK)/.installed  ## whether anything grows while all that can fail does (MINUTES=10, to days)
-	$(CHECK)/bin/python benchmarks/soak.py --minutes $(or $(MINUTES),10)
+soak: .venv-bench/.installed  ## whether anything grows while all that can fail does (MINUTES=10, to days)
+	$(BENCH) -m benchmarks.soak --minutes $(or $(MINUTES),10) --json $(RESULTS)/soak.json
 
 bench-gpu: .venv-gpu/.installed  ## the line on the GPU beside the bare engine
-	.venv-gpu/bin/python -m benchmarks.gpu
+	.venv-gpu/bin/python -m benchmarks.gpu --json $(RESULTS)/gpu.json
 
 train-demo:  ## train the bundled models again (PyTorch on the CPU, about two hours)
 	@tools/venv.sh .venv-train train $(PYTHON)

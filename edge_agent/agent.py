@@ -71,6 +71,10 @@ R = TypeVar("R")
 _LAST_WORDS_S = 1.0
 """For an orderly end when the GPU is lost."""
 
+_TURN_S = 0.0005
+"""How long a thread may keep Python's interpreter once another waits for it. By default that is 5 ms, and a decoder gives
+it up at each call into numpy and OpenCV, a dozen times a frame: while a model loads, a frame then waits for 100 ms."""
+
 _LOOK_S = 0.25
 """Between two looks at whether the event loop is late; at every fourth, health is looked at."""
 
@@ -101,6 +105,7 @@ async def run(
     Raises `ConfigError` before anything was started, and whatever ended a task that nobody had foreseen.
     """
     settings = settings or Settings(fixed=config)
+    sys.setswitchinterval(_TURN_S)
     with _threads() as threads:
         parts = await threads.loader.call(gather, config)
         async with _kept(config, parts.device, threads.spooling) as (spool, ledger, announced):

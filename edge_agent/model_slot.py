@@ -1,6 +1,7 @@
 """The active model: runs batches on it, puts another in its place between two batches, and takes it back if it fails.
 
-The engine's thread owns whatever model runs, and the one before it until the new one has passed its probation.
+The engine's thread owns whatever model runs, and the one before it until the new one has passed its probation. What it
+has no more use for is closed by the loader's thread: freeing GPU memory takes as long as many batches.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,6 +136,7 @@ class ModelSlot:
         self._on_inferred = on_inferred
         self._active: LoadedModel | None = None
         self._before: LoadedModel | None = None
+        self._retired: deque[LoadedModel] = deque()
         self._probation: Probation | None = None
         self._handover: _Handover | None = None
         self._is_leaving = False
@@ -347,7 +350,7 @@ class ModelSlot:
             if handover.keeps:
                 self._before = previous
             elif previous is not None:
-                previous.close()
+                self._retire(previous)
             if handover.probation is not None:
                 self._probation = handover.probation()
             elif handover.model is not None:
@@ -378,6 +381,12 @@ class ModelSlot:
             if model is not None:
                 model.close()
         self._before = None
+        self._close_retired()  # those that the loader's thread has not come to
+
+    def _retire(self, model: LoadedModel) -> None:
+        """Have it closed before the loader's thread does anything else that is asked for from now on."""
+        self._retired.append(model)
+        self._thread.post(self._close_retired)
 
     def _conclude(self) -> None:
         """End the probation, if it is over: the model before is closed, or takes over again."""
@@ -389,11 +398,18 @@ class ModelSlot:
             if self._active is not None:
                 self._active.requires_numbers = False
             if before is not None:
-                before.close()
+                self._retire(before)
             self._concluded(probation)
         else:
             self._is_leaving = True
             self._handover = _Handover(before, lambda: self._concluded(probation))
+
+    # In any thread
+
+    def _close_retired(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._retired.popleft().close()
 
     def _tell(self, callback: Callable[..., object], *values: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

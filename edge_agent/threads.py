@@ -45,6 +45,12 @@ class OwnerThread:
 
         return await loop.run_in_executor(self._executor, run)
 
+    def post(self, work: Callable[[], object]) -> None:
+        """Have `work` run after what was asked for before; nobody waits for it. For any thread; after `close` it is not
+        run."""
+        with contextlib.suppress(RuntimeError):  # closed
+            self._executor.submit(work)
+
     def __enter__(self) -> OwnerThread:
         return self
 
