@@ -72,8 +72,8 @@ _LAST_WORDS_S = 1.0
 """For an orderly end when the GPU is lost."""
 
 _TURN_S = 0.0005
-"""How long a thread may keep Python's interpreter once another waits for it. By default that is 5 ms, and a decoder gives
-it up at each call into numpy and OpenCV, a dozen times a frame: while a model loads, a frame then waits for 100 ms."""
+"""How long a thread may keep Python's interpreter once another waits for it. By default that is 5 ms, and a decoder
+gives it up at each call into numpy and OpenCV, a dozen times a frame: a frame waited 100 ms while a model loaded."""
 
 _LOOK_S = 0.25
 """Between two looks at whether the event loop is late; at every fourth, health is looked at."""
@@ -315,6 +315,7 @@ class Agent:
                         self._frames.discard()
                         came_back = await _ended(finished, within_s=self._share(0.1))
                 self._frames.discard()
+                self._reports.publish_stats()
                 tasks.cancel_scope.cancel()
         if not came_back:
             raise EngineError("the engine did not come back from its last batch; left behind")

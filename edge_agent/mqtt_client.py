@@ -66,6 +66,13 @@ class Client(aiomqtt.Client):
         if not self._disconnected.done():
             self._disconnected.set_result(None)
 
+    def _on_socket_open(self, client: Any, userdata: Any, opened: Any) -> None:
+        connection = getattr(opened, "_socket", opened)  # paho wraps that of a WebSocket
+        if connection.family != socket.AF_UNIX:
+            # Else the kernel holds a result back until the broker has acknowledged the one before: up to 40 ms.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super()._on_socket_open(client, userdata, opened)
+
     def _on_disconnect(self, *arguments: Any) -> None:
         if not self._connected.done():
             self._connected.set_exception(HungUp(self._complaint or "the broker hung up before it answered"))

@@ -15,7 +15,6 @@ from edge_agent.data import Frame
 DropCause = Literal["full", "stale", "frozen", "damaged", "no_memory", "shutdown"]
 
 _LOOK_S = 0.2  # how often a blocked putter looks whether its frame is still wanted
-_CROWDED_FRAMES = 2
 _CROWDED_NS = 2_000_000_000
 _NEVER = -(1 << 63)
 
@@ -25,7 +24,7 @@ class QueueLimits:
     """What one camera may keep waiting. `max_staleness_ms` 0: frames never grow stale.
 
     `max_frames` are for a hiccup. Where `drop_oldest` had to drop, the engine is too slow, and a longer line only makes
-    every frame later: for two seconds no more than the two newest wait.
+    every frame later: for two seconds the engine is given the newest, as many as it takes at once, and the rest goes.
     """
 
     max_frames: int = 4
@@ -42,11 +41,9 @@ class _Lane:
     drops: Counter[DropCause] = field(default_factory=Counter)
     crowded_until_ns: int = _NEVER
 
-    def has_room(self, frame: Frame, now_ns: int) -> bool:
-        most = (
-            self.limits.max_frames if now_ns >= self.crowded_until_ns else min(_CROWDED_FRAMES, self.limits.max_frames)
-        )
-        return len(self.frames) < most and self.nbytes + frame.image.nbytes <= self.limits.max_bytes
+    def has_room(self, frame: Frame) -> bool:
+        fits = self.nbytes + frame.image.nbytes <= self.limits.max_bytes
+        return fits and len(self.frames) < self.limits.max_frames
 
     def append(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -134,16 +131,16 @@ class FrameQueue:
         Waits for the first as long as it takes, unless `wait` is False, and `window_s` at most for the batch
         to fill. Returns what there is, perhaps nothing, after a `nudge` or `close`.
         """
-        stale: list[Frame] = []
+        unseen: list[Frame] = []
         with self._lock:
-            batch = self._pick(max_batch, stale)
-            while wait and not (batch or stale or self._is_closed or self._is_nudged):
+            batch = self._pick(max_batch, unseen)
+            while wait and not (batch or unseen or self._is_closed or self._is_nudged):
                 self._has_frames.wait()
-                batch = self._pick(max_batch, stale)
+                batch = self._pick(max_batch, unseen)
             if window_s > 0 and batch:
-                self._fill(batch, max_batch, window_s, stale)
+                self._fill(batch, max_batch, window_s, unseen)
             self._is_nudged = self._is_nudged and not wait
-        for frame in stale:
+        for frame in unseen:
             self._release(frame)
         return batch
 
@@ -191,8 +188,7 @@ class FrameQueue:
             if self._is_closed or not is_wanted():
                 lane.drops["shutdown"] += 1
                 return False
-            now_ns = self._clock_ns()
-            if lane.has_room(frame, now_ns):
+            if lane.has_room(frame):
                 return True
             if frame.image.nbytes > lane.limits.max_bytes or lane.limits.drop == "drop_newest":
                 lane.drops["full"] += 1
@@ -200,37 +196,62 @@ class FrameQueue:
             if lane.limits.drop == "block":
                 self._has_room.wait(_LOOK_S)
             else:
-                lane.crowded_until_ns = now_ns + _CROWDED_NS
-                dropped.append(lane.popleft())
-                lane.drops["full"] += 1
+                dropped.append(self._crowd_out(lane))
         return False
 
-    def _pick(self, max_batch: int, stale: list[Frame]) -> list[Frame]:
+    def _crowd_out(self, lane: _Lane) -> Frame:
+        """The oldest of a lane that holds more than the engine takes."""
+        lane.crowded_until_ns = self._clock_ns() + _CROWDED_NS
+        lane.drops["full"] += 1
+        return lane.popleft()
+
+    def _pick(self, max_batch: int, unseen: list[Frame]) -> list[Frame]:
         batch: list[Frame] = []
+        for lane in self._lanes.values():
+            self._drop_stale(lane, unseen)
+        self._drop_what_is_too_much(max_batch, unseen)
         served = True
         while served and len(batch) < max_batch:
             served = False
             for name in list(self._lanes):
                 lane = self._lanes[name]
-                self._drop_stale(lane, stale)
                 if lane.frames and len(batch) < max_batch:
                     batch.append(lane.popleft())
                     self._lanes.move_to_end(name)  # whoever was served goes to the end of the round
                     served = True
-        if batch or stale:
+        if batch or unseen:
             self._has_room.notify_all()
         return batch
 
-    def _fill(self, batch: list[Frame], max_batch: int, window_s: float, stale: list[Frame]) -> None:
+    def _drop_what_is_too_much(self, max_batch: int, unseen: list[Frame]) -> None:
+        """Of crowded lanes the frames that are older than those that the batch takes."""
+        now_ns = self._clock_ns()
+        crowded = [name for name, lane in self._lanes.items() if now_ns < lane.crowded_until_ns]
+        shares = self._shares(max_batch) if crowded and max_batch else {}
+        for name in crowded:
+            lane, share = self._lanes[name], shares.get(name, 0)
+            while share and len(lane.frames) > share:
+                unseen.append(self._crowd_out(lane))
+
+    def _shares(self, most: int) -> dict[str, int]:
+        """How many frames of each camera a batch takes, round them in turn."""
+        shares: dict[str, int] = {}
+        while more := [name for name, lane in self._lanes.items() if len(lane.frames) > shares.get(name, 0)][:most]:
+            for name in more:
+                shares[name] = shares.get(name, 0) + 1
+            most -= len(more)
+        return shares
+
+    def _fill(self, batch: list[Frame], max_batch: int, window_s: float, unseen: list[Frame]) -> None:
         until = time.monotonic() + window_s
         while len(batch) < max_batch and not self._is_closed and (left := until - time.monotonic()) > 0:
             self._has_frames.wait(left)
-            batch += self._pick(max_batch - len(batch), stale)
+            batch += self._pick(max_batch - len(batch), unseen)
 
-    def _drop_stale(self, lane: _Lane, stale: list[Frame]) -> None:
+    def _drop_stale(self, lane: _Lane, unseen: list[Frame]) -> None:
         oldest = self._oldest(lane)
         while lane.frames and lane.frames[0].captured_mono_ns < oldest:
-            stale.append(lane.popleft())
+            unseen.append(lane.popleft())
             lane.drops["stale"] += 1
 
     def _oldest(self, lane: _Lane) -> int:

@@ -82,7 +82,7 @@ def test_frames_in_equal_frames_out_plus_drops_and_bounds_hold(
 
 
 @given(overload=st.integers(2, 20), max_frames=st.integers(1, 8))
-def test_under_overload_no_frame_taken_is_older_than_two_periods(overload: int, max_frames: int) -> None:
+def test_under_overload_no_frame_taken_is_older_than_a_period(overload: int, max_frames: int) -> None:
     now_ms, ages_ms = 0, []
     queue = FrameQueue(clock_ns=lambda: now_ms * 1_000_000)
     queue.add_camera("a", QueueLimits(max_frames))
@@ -90,7 +90,7 @@ def test_under_overload_no_frame_taken_is_older_than_two_periods(overload: int, 
         queue.put(frame("a", now_ms, mono_ns=now_ms * 1_000_000))
         if now_ms % (10 * overload) == 0:
             ages_ms += [now_ms - one.captured_mono_ns / 1e6 for one in queue.take()]
-    assert max(ages_ms[len(ages_ms) // 2 :]) <= 20
+    assert max(ages_ms[len(ages_ms) // 2 :]) <= 10
 
 
 def test_a_hiccup_of_the_engine_costs_no_frame_and_after_one_that_does_the_line_grows_again() -> None:
@@ -102,12 +102,24 @@ def test_a_hiccup_of_the_engine_costs_no_frame_and_after_one_that_does_the_line_
     assert [one.seq for one in queue.take(4)] == [0, 1, 2, 3]
     for seq in range(4, 9):
         queue.put(frame("a", seq))
-    assert [one.seq for one in queue.take(4)] == [7, 8]
+    assert [one.seq for one in queue.take(2)] == [7, 8]
     now_s = 3
     for seq in range(9, 13):
         queue.put(frame("a", seq))
     assert [one.seq for one in queue.take(4)] == [9, 10, 11, 12]
     assert queue.drops("a") == {"full": 3}
+
+
+def test_an_engine_that_takes_batches_catches_up_after_a_hiccup_and_drops_no_more() -> None:
+    now_ms, dropped = 0, []
+    queue = FrameQueue(clock_ns=lambda: now_ms * 1_000_000)
+    queue.add_camera("a", QueueLimits(max_frames=4))
+    for now_ms in range(0, 20_000, 30):
+        queue.put(frame("a", now_ms, mono_ns=now_ms * 1_000_000))
+        if now_ms % 90 == 0 and not 5_000 < now_ms < 5_400:  # three at once, in time
+            queue.take(8)
+        dropped.append(queue.drops("a").get("full", 0))
+    assert 0 < dropped[-1] == dropped[len(dropped) // 3]
 
 
 def test_a_frame_larger_than_the_bound_is_dropped_whatever_the_policy() -> None:
