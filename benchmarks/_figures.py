@@ -25,6 +25,7 @@ from typing import Any, Literal
 import msgspec
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,6 +55,8 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
             raise ValueError(f"{self.name}: no values")
         if self.beside and len(self.beside) != len(self.values):
             raise ValueError(f"{self.name}: {len(self.values)} values beside {len(self.beside)} of {self.reference}")
+        if 0 in self.beside:
+            raise ValueError(f"{self.name}: {self.reference} came to 0, which nothing can be compared with")
 
     @property
     def ratios(self) -> Sequence[float]:
@@ -169,15 +172,16 @@ def command(module: str) -> str:
 def show(report: Report) -> None:
     """The table, as text."""
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(f"[bold]{report.title}[/bold]", ", ".join(f"{k} {v}" for k, v in report.machine.items()), sep="\n")
+    console.print(report.title, style="bold", markup=False)
+    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), markup=False)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in HEADINGS:
         table.add_column(title, justify="left" if title in ("", "reference") else "right", overflow="fold")
     for figure in report.figures:
-        table.add_row(*row(figure))
+        table.add_row(*map(escape, row(figure)))
     console.print(table)
     for note in report.notes:
-        console.print(note)
+        console.print(note, markup=False)
 
 
 HEADINGS = ("", "median", "lies between", "reference", "its median", "ratio", "lies between", "bar", "")
@@ -211,7 +215,7 @@ def _ends(values: Sequence[float], form: str = "") -> str:
 def write(report: Report, path: Path) -> None:
     """As JSON, one figure a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(msgspec.to_builtins(report), indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(msgspec.to_builtins(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> Report:
@@ -221,7 +225,7 @@ def read(path: Path) -> Report:
 
 def finish(report: Report, options: argparse.Namespace) -> int:
     """Show it, write it where that is wanted, and the exit status: 1 if a bar is missed by more than the noise."""
-    show(report)
     if options.json:
         write(report, options.json)
+    show(report)
     return int(bool(report.missed))

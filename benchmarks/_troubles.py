@@ -1,18 +1,21 @@
-"""An agent's troubles, for `soak.py`: what happens to it once a cycle, and a client that hears what it says."""
+"""An agent's troubles, for `soak.py`: what happens to it once a cycle, and a client that hears what it says; and the
+broker that it needs."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.network_cameras import Link
-from tests.rigs import DEVICE, Broker
+from tests.rigs import DEVICE, Broker, need_program
 
 MODELS = ("demo-320", "demo-160")
 FEEDS = ("lobby", "gate")  # over HTTP; `gate` is read by a process of its own
@@ -25,6 +28,14 @@ COMMANDS: Sequence[tuple[str, dict[str, Any], str]] = (
 )
 FRESH_S = 5.0
 ANSWER_S = 30.0
+
+
+def need_mosquitto() -> None:
+    """Ends the program with a sentence where there is none."""
+    try:
+        need_program("mosquitto", "mosquitto")
+    except pytest.skip.Exception as missing:
+        sys.exit(str(missing))
 
 
 class Listener:

@@ -1,9 +1,12 @@
-"""What reading a camera costs: CPU a picture, memory and the time to the first one, beside a bare OpenCV loop.
+"""What reading a camera costs beside a bare OpenCV loop and a bare PyAV loop: CPU a picture, memory, the time to the
+first picture, and how long it takes to come back after each fault.
 
-`python benchmarks/capture.py [--seconds S] [--repeats N] [--json PATH]`. Needs GStreamer's RTSP server.
-Cameras are read at their own pace, so that CPU a picture is compared and not pictures a second. Ours are the real
-sources, session, queue and pool. The two loops of a comparison run at the same time, each in a fresh process: on a
-virtual machine one and the same loop takes 20 % more or less from one minute to the next, and so do both.
+`python -m benchmarks.capture [--streams 1,2,4] [--seconds S] [--repeats N] [--no-faults] [--json FILE]`. Needs
+GStreamer's RTSP server and PyAV, for the faults a mosquitto too. Pictures of 1920x1080, 30 a second, are read at the
+camera's own pace, so that CPU a picture is compared and not pictures a second. Ours are the real sources, session,
+queue and pool. The two loops of a comparison run at the same time, each in a fresh process: on a virtual machine one
+and the same loop takes 20 % more or less from one minute to the next, and so do both. Of more streams than there are
+cores they run in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,146 +21,207 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 
 # All else is imported where it is needed: a loop's process holds what that loop needs, so that memory compares.
 if TYPE_CHECKING:
+    from benchmarks._figures import Figure, Runs
     from edge_agent.config import CameraOptions
     from edge_agent.data import Image
 
-WIDTH, HEIGHT, FPS = 1280, 720, 30
+ROOT = Path(__file__).parent.parent
+WIDTH, HEIGHT, FPS = 1920, 1080, 30
+SCENE = 5 * FPS  # pictures that differ; a film is this scene again and again
 WARM_UP = 75  # pictures; FFmpeg hands out those of its 2 s of probing at once
-FIRST_PICTURES = 5
-BARE_OPTIONS = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp"}  # as our source's, less how long it probes
+LEAST_SHARE = 0.97  # of the pictures sent that a loop must get for its repeat to count
+TRANSPORT = {"rtsp_transport": "tcp"}  # as our source's, less how long it probes
+V4L2_FORMATS = ("YUYV", "UYVY", "NV12", "MJPG", "GREY")  # that our source can be told
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """`options` are those of our source; None is a bare loop."""
+    """`options` are those of our source."""
 
     what: str
-    stream: Literal["rtsp", "http"]
-    options: Mapping[str, object] | None = field(default_factory=dict)
+    reader: Literal["ours", "cv2", "av"]
+    stream: Literal["rtsp", "http", "v4l2"]
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 LOOPS = {
-    "bare": Loop("H.264: bare loop", "rtsp", None),
-    "rtsp": Loop("H.264: ours", "rtsp"),
-    "rtsp-5fps": Loop("H.264: ours, fps = 5", "rtsp", {"fps": 5.0}),
-    "rtsp-process": Loop("H.264: ours, own process", "rtsp", {"isolation": "process"}),
-    "http": Loop("MJPEG: ours", "http"),
-    "http-5fps": Loop("MJPEG: ours, fps = 5", "http", {"fps": 5.0}),
+    "cv2": Loop("bare cv2", "cv2", "rtsp"),
+    "av": Loop("bare PyAV", "av", "rtsp"),
+    "rtsp": Loop("H.264", "ours", "rtsp"),
+    "rtsp-5fps": Loop("H.264, fps = 5", "ours", "rtsp", {"fps": 5.0}),
+    "rtsp-process": Loop("H.264, own process", "ours", "rtsp", {"isolation": "process"}),
+    "http": Loop("MJPEG", "ours", "http"),
+    "http-5fps": Loop("MJPEG, fps = 5", "ours", "http", {"fps": 5.0}),
+    "v4l2": Loop("V4L2", "ours", "v4l2"),
+    "v4l2-cv2": Loop("bare cv2", "cv2", "v4l2"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One loop and what it is compared with; `bar` is the most that the ratio should be, `known` why it may be more."""
+    """A loop, what it is beside, and which of their figures are told; `bar` is the most that the ratio of the first
+    should be."""
 
     loop: str
     beside: str
-    figure: Literal["cpu_ms", "first_ms"] = "cpu_ms"
+    figures: Sequence[Literal["cpu_ms", "peak_mb", "first_ms"]]
     bar: float | None = None
-    known: str = ""
+    streams: int = 1
+    quick: bool = False
+
+    @property
+    def is_first_picture(self) -> bool:
+        return "first_ms" in self.figures
+
+    @property
+    def what(self) -> str:
+        other = " beside PyAV" if LOOPS[self.beside].reader == "av" else ""
+        return _times(self.streams, LOOPS[self.loop].what) + other
 
 
-COMPARISONS = (
-    Comparison("rtsp", "bare", bar=1.1),
-    Comparison(
-        "rtsp-5fps",
-        "rtsp",
-        bar=0.5,
-        known="all pictures are decoded, since they build on one another; the more bits, the less is saved",
-    ),
-    Comparison("http-5fps", "http", bar=0.5),
-    Comparison("rtsp-process", "rtsp"),
-    Comparison("rtsp", "bare", "first_ms"),
+TITLES = {"cpu_ms": ("CPU a picture", "ms"), "peak_mb": ("peak memory", "MB"), "first_ms": ("first picture", "ms")}
+SINGLE = (
+    Comparison("rtsp-5fps", "rtsp", ("cpu_ms",), bar=0.5),
+    Comparison("http-5fps", "http", ("cpu_ms",), bar=0.5, quick=True),
+    Comparison("rtsp-process", "rtsp", ("cpu_ms", "peak_mb")),
+    Comparison("rtsp", "cv2", ("first_ms",)),
+    Comparison("rtsp", "av", ("first_ms",)),
+)
+V4L2 = Comparison("v4l2", "v4l2-cv2", ("cpu_ms", "peak_mb"))
+KNOWN = (
+    "H.264, fps = 5: all pictures are decoded, since they build on one another; the more bits, the less is saved.",
+    "First picture: FFmpeg probes a stream for up to 5 s unless told otherwise, as both bare loops do; ours tells it "
+    "0.1 s, and asks the server first what it would play.",
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What both loops printed, by repeat."""
+def comparisons(streams: Sequence[int]) -> Sequence[Comparison]:
+    """All that need no camera of this machine."""
+    several = []
+    for count in streams:
+        several.append(Comparison("rtsp", "cv2", ("cpu_ms", "peak_mb"), bar=1.1, streams=count, quick=count == 1))
+        several.append(Comparison("rtsp", "av", ("cpu_ms", "peak_mb"), streams=count))
+    return [*several, *SINGLE]
 
-    comparison: Comparison
-    ours: list[dict[str, float]] = field(default_factory=list)
-    beside: list[dict[str, float]] = field(default_factory=list)
 
-    @property
-    def ratios(self) -> list[float]:
-        figure = self.comparison.figure
-        return [ours[figure] / beside[figure] for ours, beside in zip(self.ours, self.beside, strict=True)]
-
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
-
-    @property
-    def is_missed(self) -> bool:
-        return self.comparison.bar is not None and self.ratio > self.comparison.bar
+def _times(streams: int, what: str) -> str:
+    return f"{streams} x {what}" if streams > 1 else what
 
 
 # A loop, in a process of its own
 
 
-class Meter:
-    """CPU, time and memory of this process and its children, from the warm-up's end to the last picture."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a loop's process is told. 0 `pictures`: how long the first takes, and no more; `mode`: of a V4L2 device."""
 
-    def __init__(self, pictures: int) -> None:
-        self._wanted = pictures
+    loop: str
+    url: str
+    pictures: int
+    streams: int = 1
+    mode: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Meter:
+    """CPU, time and memory of this process and its children, from the moment every stream is warm to the last picture;
+    `answer` is there at the end. Safe to use from every thread."""
+
+    def __init__(self, task: Task) -> None:
+        self._wanted = task.pictures * task.streams
+        self._counts = [0] * task.streams
+        self._lock = threading.Lock()
         self._began_s = time.perf_counter()
         self._first_ms: float | None = None
         self._start: tuple[int, int, float, float] | None = None
         self._children: Sequence[int] = ()
+        self._streams = task.streams
         self.answer: dict[str, float] | None = None
 
-    def on_picture(self, sent: int, delivered: int) -> None:
-        """So many pictures came off the camera, and so many of them were delivered; `answer` is there at the end."""
+    def count(self, stream: int) -> None:
+        """Another picture of a stream came, and was delivered."""
+        with self._lock:
+            self._counts[stream] += 1
+            self.on_pictures(self._counts, sum(self._counts))
+
+    def on_pictures(self, read: Sequence[int], delivered: int) -> None:
+        """So many pictures came off each camera, and so many of all were delivered."""
         if self._first_ms is None:
             self._first_ms = (time.perf_counter() - self._began_s) * 1e3
             if not self._wanted:
                 self.answer = {"first_ms": self._first_ms}
-        elif self._start is None and sent >= WARM_UP:
+        elif self._start is None and min(read) >= WARM_UP:
             self._children = _children()
-            self._start = sent, delivered, time.perf_counter(), _cpu_s(self._children)
-        elif self._start is not None and self.answer is None and sent >= self._start[0] + self._wanted:
-            cpu_s, now_s = _cpu_s(self._children), time.perf_counter()
-            pictures = sent - self._start[0]
-            self.answer = {
-                "pictures": pictures,
-                "delivered": delivered - self._start[1],
-                "cpu_ms": (cpu_s - self._start[3]) / pictures * 1e3,
-                "fps": pictures / (now_s - self._start[2]),
-                "rss_mb": _peak_mb("self") + sum(_peak_mb(str(pid)) for pid in self._children),
-                "first_ms": self._first_ms,
-            }
+            self._start = sum(read), delivered, time.perf_counter(), _cpu_s(self._children)
+        elif self._start is not None and self.answer is None and sum(read) >= self._start[0] + self._wanted:
+            self.answer = self._measured(sum(read), delivered, self._start)
+
+    def _measured(self, read: int, delivered: int, start: tuple[int, int, float, float]) -> dict[str, float]:
+        cpu_s, now_s, pictures = _cpu_s(self._children), time.perf_counter(), read - start[0]
+        return {
+            "cpu_ms": (cpu_s - start[3]) / pictures * 1e3,
+            "peak_mb": _peak_mb("self") + sum(_peak_mb(str(pid)) for pid in self._children),
+            "fps": pictures / (now_s - start[2]) / self._streams,
+            "delivered": (delivered - start[1]) / pictures,
+        }
 
 
-def read_bare(url: str, pictures: int) -> dict[str, float] | None:
-    """The least that reading a stream takes. What was measured; None if the stream ended before."""
-    meter = Meter(pictures)
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    frame, count = np.empty((HEIGHT, WIDTH, 3), np.uint8), 0
-    while meter.answer is None:
-        ok, _ = capture.read(frame)
-        if not ok:
-            break
-        count += 1
-        meter.on_picture(count, count)
+def read_bare(task: Task, meter: Meter) -> None:
+    """The least that reading takes: a thread a stream."""
+    read: Callable[[Task, Meter, int], None] = read_av if LOOPS[task.loop].reader == "av" else read_cv2
+    threads = [threading.Thread(target=read, args=(task, meter, stream)) for stream in range(task.streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def read_cv2(task: Task, meter: Meter, stream: int) -> None:
+    """`cv2.VideoCapture`, with one thread that decodes."""
+    import cv2
+
+    if task.mode:
+        capture = cv2.VideoCapture(task.url, cv2.CAP_V4L2)
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*task.mode["format"]))
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, task.mode["width"])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, task.mode["height"])
+        capture.set(cv2.CAP_PROP_FPS, FPS)
+    else:
+        capture = cv2.VideoCapture(task.url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    frame = np.empty((task.mode.get("height", HEIGHT), task.mode.get("width", WIDTH), 3), np.uint8)
+    while meter.answer is None and capture.read(frame)[0]:
+        meter.count(stream)
     capture.release()
-    return meter.answer
 
 
-def read_ours(options: CameraOptions, pictures: int) -> dict[str, float] | None:
-    """The same by a capture thread as in the agent; this thread takes and releases frames in the engine's place."""
+def read_av(task: Task, meter: Meter, stream: int) -> None:
+    """PyAV, with one thread that decodes, and BGR arrays as from the others."""
+    import av
+
+    with av.open(task.url, options=TRANSPORT) as container:
+        video = container.streams.video[0]
+        video.codec_context.thread_count = 1
+        for frame in container.decode(video):
+            frame.reformat(format="bgr24").to_ndarray()
+            meter.count(stream)
+            if meter.answer is not None:
+                break
+
+
+def read_ours(task: Task, meter: Meter) -> None:
+    """The same by capture threads as in the agent; this thread takes and releases frames in the engine's place."""
     from edge_agent import sources
     from edge_agent.connection import ConnectionQuality
     from edge_agent.frames import FramePool
@@ -166,57 +229,69 @@ def read_ours(options: CameraOptions, pictures: int) -> dict[str, float] | None:
     from edge_agent.session import Session, StillPicture
     from edge_agent.sources import LiveOptions
 
+    options = _options(task)
     assert isinstance(options, LiveOptions)
-    pool, quality = FramePool(), ConnectionQuality()
+    pool, qualities = FramePool(), [ConnectionQuality() for _ in range(task.streams)]
     frames = FrameQueue(release=lambda frame: pool.give(frame.image))
-    frames.add_camera("bench", QueueLimits())
-    session = Session(
-        "bench",
-        lambda: sources.make(options),
-        frames=frames,
-        pool=pool,
-        quality=quality,
-        still=StillPicture(options.frozen_timeout_s),
-        fps=options.fps,
-    )
+    sessions = [
+        Session(
+            f"bench{stream}",
+            lambda: sources.make(options),
+            frames=frames,
+            pool=pool,
+            quality=quality,
+            still=StillPicture(options.frozen_timeout_s),
+            fps=options.fps,
+        )
+        for stream, quality in enumerate(qualities)
+    ]
 
-    def capture() -> None:
+    def capture(session: Session) -> None:
         session.run()
         frames.close()
 
-    thread = threading.Thread(target=capture, name="capture:bench")
-    meter, delivered = Meter(pictures), 0
-    thread.start()
+    threads = [threading.Thread(target=capture, args=(each,), name=f"capture:{each.camera}") for each in sessions]
+    for session, thread in zip(sessions, threads, strict=True):
+        frames.add_camera(session.camera, QueueLimits())
+        thread.start()
+    delivered = 0
     while not frames.is_closed:
         for frame in frames.take():
             delivered += 1
-            meter.on_picture(quality.captured + quality.skipped, delivered)
+            meter.on_pictures([quality.captured + quality.skipped for quality in qualities], delivered)
             pool.give(frame.image)
         if meter.answer is not None:
-            session.cancel()
-    thread.join()
-    if session.error is not None:
-        raise session.error
-    return meter.answer
+            break
+    for session in sessions:
+        session.cancel()
+    frames.close()
+    for thread in threads:
+        thread.join()
+    for session in sessions:
+        if session.error is not None:
+            raise session.error
 
 
-def run_loop(name: str, url: str, pictures: int) -> None:
-    """Print one line of JSON; 0 `pictures`: how long the first takes, and no more."""
-    loop = LOOPS[name]
-    answer = read_bare(url, pictures) if loop.options is None else read_ours(_options(loop, url), pictures)
-    if answer is None:
+def run_loop(task: Task) -> None:
+    """Print one line of JSON."""
+    import_module("av" if LOOPS[task.loop].reader == "av" else "cv2")  # not part of the first picture's time
+    meter = Meter(task)
+    if LOOPS[task.loop].reader == "ours":
+        read_ours(task, meter)
+    else:
+        read_bare(task, meter)
+    if meter.answer is None:
         sys.exit("the stream ended too early")
-    print(json.dumps(answer))
+    print(json.dumps(meter.answer))
 
 
-def _options(loop: Loop, url: str) -> CameraOptions:
+def _options(task: Task) -> CameraOptions:
     import msgspec
 
-    from edge_agent.sources.http import HttpOptions
-    from edge_agent.sources.rtsp import RtspOptions
-
-    kind: type[CameraOptions] = RtspOptions if loop.stream == "rtsp" else HttpOptions
-    return msgspec.convert({"source": loop.stream, "url": url, **(loop.options or {})}, kind)
+    loop = LOOPS[task.loop]
+    kind: type[CameraOptions] = import_module(f"edge_agent.sources.{loop.stream}").Source.Options
+    where = {"device": task.url, **task.mode} if loop.stream == "v4l2" else {"url": task.url}
+    return msgspec.convert({"source": loop.stream, **where, **loop.options}, kind)
 
 
 def _children() -> Sequence[int]:
@@ -252,136 +327,255 @@ def film(count: int) -> Iterator[Image]:
         yield frame
 
 
-def start(name: str, url: str, pictures: int) -> dict[str, float]:
-    """What a loop printed."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--loop", name, url, str(pictures)],
-        capture_output=True,
-        text=True,
-        timeout=60 + 2 * pictures / FPS,
-        env={**os.environ, **(BARE_OPTIONS if LOOPS[name].options is None else {})},
-    )
+def repeated(scene: Path, longer: Path, *, pictures: int) -> Path:
+    """A film of so many pictures or more: the scene, which begins with a key picture, again and again."""
+    import av
+
+    with av.open(scene) as source, av.open(longer, "w") as sink:
+        video = source.streams.video[0]
+        packets = [packet for packet in source.demux(video) if packet.pts is not None]
+        copy = sink.add_stream_from_template(video)
+        length = round(SCENE / FPS / video.time_base) if video.time_base else 0
+        times = [(packet.pts or 0, packet.dts or 0) for packet in packets]
+        for again in range(-(-pictures // SCENE)):
+            for packet, (pts, dts) in zip(packets, times, strict=True):
+                packet.stream, packet.time_base = copy, video.time_base
+                packet.pts, packet.dts = pts + again * length, dts + again * length
+                sink.mux(packet)
+    return longer
+
+
+class LoopFailed(Exception):
+    """A loop's process ended without an answer."""
+
+
+def start(task: Task) -> dict[str, float]:
+    """What a loop printed. Raises LoopFailed."""
+    loop = LOOPS[task.loop]
+    bare = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "|".join(f"{k};{v}" for k, v in TRANSPORT.items())}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.capture", "--loop", json.dumps(_as_json(task))],
+            capture_output=True,
+            text=True,
+            timeout=60 + 4 * (WARM_UP + task.pictures) / FPS,
+            cwd=ROOT,
+            env={**os.environ, **({} if loop.reader == "ours" else bare)},
+        )
+    except subprocess.TimeoutExpired as late:
+        raise LoopFailed(f"{loop.what}: no answer within {late.timeout:.0f} s") from late
     if done.returncode:
-        sys.exit(f"{LOOPS[name].what}: {done.stderr[-2000:]}")
+        raise LoopFailed(f"{loop.what}: {done.stderr[-1000:].strip()}")
     answer: dict[str, float] = json.loads(done.stdout)
-    return answer
+    return {**answer, "share": share(task.loop, answer)} if task.pictures else answer
 
 
-def measure(comparison: Comparison, urls: Mapping[str, str], pictures: int) -> tuple[dict[str, float], ...]:
-    """What both loops printed: side by side, or in turn where it is time that counts."""
-    in_turn = comparison.figure == "first_ms"
-    with ThreadPoolExecutor(1 if in_turn else 2) as threads:
-        return tuple(
-            threads.map(
-                lambda name: start(name, urls[LOOPS[name].stream], 0 if in_turn else pictures),
-                (comparison.loop, comparison.beside),
+def share(name: str, answer: Mapping[str, float]) -> float:
+    """Of the pictures that were sent meanwhile, how many a loop delivered; of one that thins them, how many it read."""
+    read = min(1.0, answer["fps"] / FPS) if LOOPS[name].stream == "rtsp" else 1.0  # of others the rate is not known
+    return read if "fps" in LOOPS[name].options else read * answer["delivered"]
+
+
+def measure(tasks: tuple[Task, Task], *, is_in_turn: bool, turn: int) -> list[dict[str, float]]:
+    """What both loops printed: side by side, or in turn, each the first every other time."""
+    step = -1 if turn % 2 else 1
+    with ThreadPoolExecutor(1 if is_in_turn else 2) as threads:
+        return list(threads.map(start, tasks[::step]))[::step]
+
+
+def _as_json(task: Task) -> dict[str, object]:
+    return {name: getattr(task, name) for name in Task.__dataclass_fields__}
+
+
+def _gather(runs: Runs, comparison: Comparison, urls: Mapping[str, str], pictures: int, turn: int) -> None:
+    """One repeat of a comparison."""
+    count = 0 if comparison.is_first_picture else pictures
+    ours, beside = (
+        Task(name, urls[LOOPS[name].stream], count, comparison.streams) for name in (comparison.loop, comparison.beside)
+    )
+    is_in_turn = comparison.is_first_picture or comparison.streams > (os.cpu_count() or 1)
+    _add(runs, comparison, measure((ours, beside), is_in_turn=is_in_turn, turn=turn))
+
+
+def _add(runs: Runs, comparison: Comparison, answers: Sequence[Mapping[str, float]]) -> None:
+    for side, answer in zip(("ours", "beside"), answers, strict=True):
+        runs.add(_key(comparison, side), answer)
+
+
+def _key(comparison: Comparison, side: str) -> str:
+    return f"{comparison.loop}|{comparison.beside}|{comparison.streams}|{comparison.figures[0]}|{side}"
+
+
+def shares(runs: Runs, comparison: Comparison) -> Sequence[tuple[float, float]]:
+    """Both loops' share of each repeat; empty where it is not pictures that count."""
+    if comparison.is_first_picture:
+        return []
+    ours, beside = (runs[_key(comparison, side)]["share"] for side in ("ours", "beside"))
+    return list(zip(ours, beside, strict=True))
+
+
+def kept(runs: Runs, comparison: Comparison, side: str, name: str) -> Sequence[float]:
+    """The values of those repeats in which both loops kept up with their cameras: a picture that is dropped, being too
+    old, takes less CPU than one that is delivered."""
+    values = runs[_key(comparison, side)][name]
+    both = shares(runs, comparison)
+    return [value for value, each in zip(values, both, strict=True) if min(each) >= LEAST_SHARE] if both else values
+
+
+def figures(runs: Runs, comparison: Comparison) -> Iterator[Figure]:
+    """What a comparison came to; nothing if the machine was too small for it."""
+    from benchmarks._figures import Figure
+
+    for place, name in enumerate(comparison.figures):
+        title, unit = TITLES[name]
+        if ours := kept(runs, comparison, "ours", name):
+            yield Figure(
+                f"{comparison.what}: {title}",
+                unit,
+                ours,
+                LOOPS[comparison.beside].what,
+                kept(runs, comparison, "beside", name),
+                bar=None if place else comparison.bar,
+                quick=comparison.quick and not place,
             )
+
+
+def overloads(runs: Runs, comparison: Comparison) -> Iterator[str]:
+    """A sentence if the loops did not keep up with their cameras."""
+    both = shares(runs, comparison)
+    if late := [each for each in both if min(each) < LEAST_SHARE]:
+        ours, beside = (statistics.median(side) for side in zip(*late, strict=True))
+        yield (
+            f"{comparison.what}: left out are {len(late)} of {len(both)} repeats, in which a loop got less than "
+            f"{LEAST_SHARE:.0%} of the pictures (ours {ours:.0%}, {LOOPS[comparison.beside].what} {beside:.0%}): "
+            "the machine was too busy. Ours then drops what is a second old; a bare loop hands it out late."
         )
 
 
-def machine() -> dict[str, Any]:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "")
-    return {
-        "cpu": model or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        "load": os.getloadavg()[0],
-    }
+def v4l2(runs: Runs, *, pictures: int, repeats: int) -> tuple[Sequence[Figure], str]:
+    """The first local camera by ours and by `cv2.VideoCapture`, in turn and in the same mode; and a sentence of it."""
+    from edge_agent.sources import _v4l2
+
+    found = next(_v4l2.devices(), None)
+    if found is None:
+        return [], "No V4L2 camera here; `make test-vm` reads one of a real driver, in a virtual machine."
+    try:
+        mode = v4l2_mode(found.path)
+        tasks = Task("v4l2", found.path, pictures, mode=mode), Task("v4l2-cv2", found.path, pictures, mode=mode)
+        for repeat in range(repeats):
+            _add(runs, V4L2, measure(tasks, is_in_turn=True, turn=repeat))
+    except (OSError, LoopFailed) as error:
+        return [], f"V4L2: {found.path} ({found.card}) could not be read: {error}"
+    return list(figures(runs, V4L2)), f"V4L2: {found.card}, {mode['width']}x{mode['height']} {mode['format']}."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of a repeat after its warm-up")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write all figures here")
-    parser.add_argument("--loop", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.loop:
-        name, url, pictures = arguments.loop
-        run_loop(name, url, int(pictures))
-    else:
-        sys.exit(report(arguments.seconds, arguments.repeats, arguments.json))
+def v4l2_mode(path: str) -> Mapping[str, Any]:
+    """What the device is set to, in a format that both loops can be told."""
+    from edge_agent.sources import _v4l2
+
+    device = _v4l2.Device(path)
+    try:
+        now, offered = device.current(), device.formats()
+    finally:
+        device.close()
+    usable = [format for format in (now.format, *V4L2_FORMATS) if format in V4L2_FORMATS and format in offered]
+    if not usable:
+        raise LoopFailed(f"it offers only {', '.join(offered[:8])}")
+    return {"format": usable[0], "width": now.width, "height": now.height}
 
 
-def report(seconds: float, repeats: int, path: Path | None) -> int:
-    """Measure and tell; the exit status: 1 if a bar is missed that should not be."""
+def need(options: argparse.Namespace) -> None:
+    """Exits naming what is not installed."""
+    from tests import rigs
+
+    if find_spec("av") is None:
+        sys.exit("PyAV is not installed: pip install 'edge-agent[bench]'")
+    rigs.need_gstreamer()
+    if options.faults:
+        rigs.need_program("mosquitto", "mosquitto")
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Measure and tell; the exit status."""
+    import cv2
+
+    from benchmarks import _capture_faults, _figures
     from tests.network_cameras import MjpegServer
     from tests.rigs import RtspServer, encode_h264
 
-    about, pictures = machine(), max(1, round(seconds * FPS))
-    length = WARM_UP + pictures + 2 * FPS
-    compared = [Compared(comparison) for comparison in COMPARISONS]
+    need(options)
+    about, runs = _figures.machine("opencv-python-headless", "av"), _figures.Runs()
+    pictures = round(options.seconds * FPS)
+    compared = comparisons(options.streams)
+    found: list[Figure] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        video = encode_h264(film(length), folder / "film.mp4", fps=FPS)
+        scene = encode_h264(film(SCENE), folder / "scene.mp4", fps=FPS)
+        length = max(WARM_UP + pictures + 6 * FPS, _capture_faults.LONGEST_S * FPS)
+        video = repeated(scene, folder / "film.mp4", pictures=length)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 80]
         jpegs = tuple(cv2.imencode(".jpg", frame, quality)[1].tobytes() for frame in film(2 * FPS))
-        about["h264_mbit_s"] = video.stat().st_size * 8 / 1e6 / (length / FPS)
-        about["jpeg_kb"] = statistics.mean(map(len, jpegs)) / 1e3
-        rtsp, http = stack.enter_context(RtspServer(video)), stack.enter_context(MjpegServer(jpegs))
-        for repeat in range(max(repeats, FIRST_PICTURES)):
+        rtsp, http = stack.enter_context(RtspServer(video)), stack.enter_context(MjpegServer(jpegs, fps=FPS))
+        for repeat in range(options.repeats):
             for each in compared:
-                if repeat < (FIRST_PICTURES if each.comparison.figure == "first_ms" else repeats):
-                    ours, beside = measure(each.comparison, {"rtsp": rtsp.url, "http": http.url}, pictures)
-                    each.ours.append(ours)
-                    each.beside.append(beside)
-    show(about, compared)
-    if path is not None:
-        path.write_text(json.dumps({"machine": about, "comparisons": [_as_json(each) for each in compared]}, indent=1))
-    return int(any(each.is_missed and not each.comparison.known for each in compared))
+                _gather(runs, each, {"rtsp": rtsp.url, "http": http.url}, pictures, repeat)
+        local, told = v4l2(runs, pictures=pictures, repeats=options.repeats)
+        mbit_s, jpeg_kb = scene.stat().st_size * 8e-6 / (SCENE / FPS), sum(map(len, jpegs)) / len(jpegs) / 1e3
+        found += [figure for each in compared for figure in figures(runs, each)] + list(local)
+        notes = [f"H.264 of {mbit_s:.1f} Mbit/s by RTSP over TCP, Motion-JPEG of {jpeg_kb:.0f} kB a picture by HTTP."]
+        notes += [*KNOWN, told, *(note for each in compared for note in overloads(runs, each))]
+        series: dict[str, Any] = {"cpu_ms_by_streams": by_streams(runs, options.streams)}
+        if options.faults:
+            faults = _capture_faults.measure(video, folder, repeats=options.repeats)
+            found += faults.figures
+            notes += faults.notes
+            series["faults"] = faults.series
+    title = f"Reading cameras: {WIDTH}x{HEIGHT} at {FPS} pictures a second"
+    report = _figures.Report("capture", title, _figures.command("capture"), about, found, notes, series)
+    return _figures.finish(report, options)
 
 
-def show(about: Mapping[str, Any], compared: Sequence[Compared]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
+def by_streams(runs: Runs, streams: Sequence[int]) -> Sequence[Mapping[str, float]]:
+    """The median CPU a picture of each loop by the number of streams; ours as beside cv2. What is missing there was no
+    time for."""
+    points = []
+    for count in streams:
+        cv2, av = (Comparison("rtsp", beside, ("cpu_ms",), streams=count) for beside in ("cv2", "av"))
+        sides = {"ours": (cv2, "ours"), "cv2": (cv2, "beside"), "av": (av, "beside")}
+        values = {name: kept(runs, comparison, side, "cpu_ms") for name, (comparison, side) in sides.items()}
+        points.append({"streams": count} | {name: statistics.median(each) for name, each in values.items() if each})
+    return points
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(
-        f"{about['cpu']}, {about['cores']} cores (load {about['load']:.1f}), Python {about['python']}, "
-        f"OpenCV {about['opencv']}\n{WIDTH}x{HEIGHT} at {FPS}: H.264 of {about['h264_mbit_s']:.1f} Mbit/s by RTSP "
-        f"over TCP, Motion-JPEG of {about['jpeg_kb']:.0f} kB a picture by HTTP\n"
-        "medians, and what the repeats lay between"
+
+def _counts(text: str) -> Sequence[int]:
+    counts = sorted({int(count) if count.strip().isdecimal() else 0 for count in text.split(",")})
+    if counts[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1, such as 1,2,4")
+    return counts
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--loop"]:
+        run_loop(Task(**json.loads(sys.argv[2])))
+        return 0
+    import pytest
+
+    from benchmarks import _figures
+
+    parser = _figures.arguments(__doc__, repeats=6)
+    parser.add_argument("--streams", type=_counts, default=(1, 2, 4), help="so many cameras at once; 1,2,4 unless told")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of a repeat after its warm-up; 5 unless told"
     )
-    table = Table(Column("", no_wrap=True))
-    for title in ("", "peak MB", "sent/s", "delivered", "ratio", "bar"):
-        table.add_column(title, justify="right")
-    told = ""
-    for each in compared:
-        c = each.comparison
-        if told != (told := _TITLES[c.figure]):
-            table.add_row(f"[bold]{told}")
-        bar = "" if c.bar is None else f"{c.bar:g}, {'missed' if each.is_missed else 'met'}"
-        table.add_row(*_facts(c.loop, c.figure, each.ours), f"[bold]{_middle(each.ratios, 3)}", bar)
-        table.add_row(*_facts(c.beside, c.figure, each.beside), end_section=True)
-    console.print(table)
-    for each in compared:
-        if each.comparison.known:
-            console.print(f"{LOOPS[each.comparison.loop].what}: {each.comparison.known}")
-
-
-_TITLES = {"cpu_ms": "CPU a picture sent, ms", "first_ms": "first picture after, ms"}
-
-
-def _facts(name: str, figure: str, runs: Sequence[Mapping[str, float]]) -> list[str]:
-    figures = {key: [run[key] for run in runs] for key in runs[0]}
-    facts = [LOOPS[name].what, _middle(figures[figure], 2 if figure == "cpu_ms" else 0)]
-    if figure == "first_ms":
-        return [*facts, "", "", ""]
-    delivered = sum(figures["delivered"]) / sum(figures["pictures"])
-    peak_mb, fps = (statistics.median(figures[key]) for key in ("rss_mb", "fps"))
-    return [*facts, f"{peak_mb:.0f}", f"{fps:.1f}", f"{delivered:.0%}"]
-
-
-def _middle(figures: Sequence[float], digits: int) -> str:
-    return f"{statistics.median(figures):.{digits}f} ({min(figures):.{digits}f} to {max(figures):.{digits}f})"
-
-
-def _as_json(compared: Compared) -> dict[str, Any]:
-    facts = {"ratio": compared.ratio, "ratios": compared.ratios, "is_missed": compared.is_missed}
-    return {**asdict(compared.comparison), **facts, "runs": {"loop": compared.ours, "beside": compared.beside}}
+    parser.add_argument("--no-faults", dest="faults", action="store_false", help="leave the faults out")
+    options = parser.parse_args()
+    if options.repeats < 1 or options.seconds < 1:
+        parser.error("--repeats and --seconds must be 1 or more")
+    try:
+        return benchmark(options)
+    except (pytest.skip.Exception, LoopFailed) as missing:
+        sys.exit(str(missing))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

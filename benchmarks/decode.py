@@ -1,18 +1,22 @@
 """What decoding costs: raw output of a dense head to detections in source pixels, on one core.
 
-`python benchmarks/decode.py [--repeats N]`. [1, 84, 8400] with 100 candidates above the threshold, as a YOLOv8 gives
-for a busy picture of 1920x1080. In the same run two public post-processors get the same numbers: rtmlib's
-`multiclass_nms` (Apache-2.0) and supervision's `Detections.with_nms` (MIT), where they are installed.
+`python -m benchmarks.decode [--repeats N] [--json FILE]`. [1, 84, 8400] with 100 candidates above the threshold, as a
+YOLOv8 gives for a busy picture of 1920x1080. In the same run two public post-processors get the same numbers: rtmlib's
+`multiclass_nms` (Apache-2.0) and supervision's `Detections.with_nms` (MIT), where they are installed (`make
+bench-decode`). Each decodes in a fresh process, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
-import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
 from edge_agent.config import InferenceOptions, ModelOptions
 from edge_agent.data import ModelFacts, TensorSpec
 from edge_agent.geometry import place
@@ -31,6 +36,7 @@ CLASSES, CELLS, SIZE = 80, 8400, 640
 OBJECTS, NEIGHBOURS = 20, 5
 SCORE, IOU = 0.4, 0.5
 BAR_MS = 1.0
+WARM_UP, PICTURES = 20, 200
 
 Decode = Callable[[NDArray[np.float32]], int]
 
@@ -102,43 +108,54 @@ def _in_source(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     return ((boxes - (0, 140, 0, 140)) * 3).clip(0, (1920, 1080, 1920, 1080))
 
 
-def rivals() -> Iterator[tuple[str, Decode]]:
-    for name, make in (("rtmlib", rtmlib), ("supervision", supervision)):
-        try:
-            yield name, make()
-        except ImportError:
-            print(f"{name} is not installed: make bench-decode")
+DECODERS: dict[str, Callable[[], Decode]] = {"edge_agent": ours, "rtmlib": rtmlib, "supervision": supervision}
+RIVALS = ("rtmlib", "supervision")
 
 
-def measure(decode: Decode, output: NDArray[np.float32], count: int) -> float:
-    """Milliseconds of CPU a picture."""
+def measure(name: str) -> dict[str, float]:
+    """Milliseconds of CPU a picture, and the objects found, in this process."""
+    cv2.setNumThreads(1)
+    decode, output = DECODERS[name](), raw_output()
+    for _ in range(WARM_UP):
+        objects = decode(output)
     began = time.process_time()
-    for _ in range(count):
+    for _ in range(PICTURES):
         decode(output)
-    return (time.process_time() - began) / count * 1e3
+    return {"ms": (time.process_time() - began) / PICTURES * 1e3, "objects": objects}
+
+
+def in_a_process(name: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.decode", "--decoder", name], check=True, stdout=subprocess.PIPE
+    )
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    cv2.setNumThreads(1)
-    output = raw_output()
-    decoders = {"edge_agent": ours(), **dict(rivals())}
-    spent: dict[str, list[float]] = {name: [] for name in decoders}
-    for decode in decoders.values():
-        measure(decode, output, 20)
-    for _ in range(repeats):  # in turn, so that all see the same noise
-        for name, decode in decoders.items():
-            spent[name].append(measure(decode, output, 50))
-    base = statistics.median(spent["edge_agent"])
-    print(f"[1, {4 + CLASSES}, {CELLS}], {OBJECTS * NEIGHBOURS} candidates of {OBJECTS} objects; {repeats} repeats")
-    print("                        ms a picture   ratio   spread   objects")
-    for name, times in spent.items():
-        middle = statistics.median(times)
-        spread = (max(times) - min(times)) / middle
-        print(f"{name:24} {middle:11.3f} {middle / base:7.2f} {spread:8.2f} {decoders[name](output):9}")
-    print(f"bar: {BAR_MS:g} ms, {'reached' if base <= BAR_MS else 'NOT reached'}")
+    parser = arguments(__doc__, repeats=9)
+    parser.add_argument("--decoder", choices=DECODERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats must be more than 0")
+    if options.decoder:
+        print(json.dumps(measure(options.decoder)))
+        return
+    here = [name for name in DECODERS if find_spec(name)]
+    runs, about = Runs(), machine("numpy", "opencv-python-headless", *(name for name in here if name in RIVALS))
+    for _ in range(options.repeats):
+        for name in here:
+            runs.add(name, in_a_process(name))
+    spent = runs["edge_agent"]["ms"]
+    figures = [Figure("a picture decoded", "ms CPU", spent, bar=BAR_MS, quick=True)]
+    figures += [Figure("a picture decoded", "ms CPU", spent, name, runs[name]["ms"]) for name in here if name in RIVALS]
+    found = ", ".join(f"{name} {runs[name]['objects'][0]:.0f}" for name in here)
+    notes = [
+        f"[1, {4 + CLASSES}, {CELLS}], {OBJECTS * NEIGHBOURS} candidates of {OBJECTS} objects; objects found: {found}.",
+        *(f"{name} is not installed: make bench-decode" for name in RIVALS if name not in here),
+    ]
+    report = Report("decode", "From raw output to detections, on one core", command("decode"), about, figures, notes)
+    sys.exit(finish(report, options))
 
 
 if __name__ == "__main__":

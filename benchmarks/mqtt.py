@@ -1,8 +1,8 @@
 """What a message costs on its way to the broker: our outbox and link beside bare aiomqtt and bare paho, in one run.
 
-`python benchmarks/mqtt.py [--repeats N] [--messages N] [--profile FILE]`. Needs a mosquitto. Each publisher runs in a
-fresh process, in turn, and sends the same results of about 1 kB to the same broker; figures are medians, CPU is the
-publisher's alone. The last line is what eight cameras at 30 results a second take of one core, JSON included.
+`python -m benchmarks.mqtt [--repeats N] [--json FILE] [--messages N] [--seconds S] [--profile FILE]`. Needs a
+mosquitto. Each publisher runs in a fresh process, in turn, and sends the same results of about 1 kB to the same broker;
+CPU is the publisher's alone. Then eight cameras at 30 results a second: what they take of one core, JSON included.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import cProfile
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,16 +18,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import aiomqtt
 import numpy as np
 import paho.mqtt.client as paho
-import psutil
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
+from benchmarks._troubles import need_mosquitto
 from edge_agent import logs, messages
 from edge_agent.config import MqttOptions, QosOptions, SpoolOptions
 from edge_agent.data import Detections, Frame, Message, ModelRef, Names, Result, Timings
@@ -40,7 +39,12 @@ from tests.rigs import Broker
 
 PUBLISHERS = ("paho", "aiomqtt", "link", "steady", "idle")
 Qos = Literal[0, 1]
-BARS = {"core": 0.15}
+QOS: tuple[Qos, ...] = (0, 1)
+CORE_BAR = 0.15
+COMPARED: tuple[tuple[str, str, str, Literal["less", "more"]], ...] = (
+    ("CPU a message", "µs", "cpu_us", "less"),
+    ("messages", "/s", "per_s", "more"),
+)
 CAMERAS, FPS = 8, 30
 WARM_UP = 500
 TOPICS = Topics("edge", "bench")
@@ -201,80 +205,75 @@ def publisher(name: str, port: int, qos: Qos, count: int, seconds: float) -> dic
 
 
 def in_a_process(name: str, port: int, qos: Qos, options: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--publisher", name, "--port", str(port), "--qos", str(qos)]
+    """One publisher, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.mqtt", "--publisher", name, "--port", str(port), "--qos", str(qos)]
     command += ["--messages", str(options.messages), "--seconds", str(options.seconds)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
 
-def median(runs: list[dict[str, float]], key: str) -> float:
-    return statistics.median(run[key] for run in runs)
-
-
-def report(runs: dict[tuple[str, Qos], list[dict[str, float]]]) -> bool:
-    """Print the table; whether the bar is met."""
-    size = median(runs["link", 0], "bytes")
-    print(f"\nresults of {size:.0f} bytes, medians of {len(runs['link', 0])} runs, spread from the least to the most\n")
-    print("| publisher | QoS | messages/s | CPU µs a message | spread | of paho's CPU | of aiomqtt's CPU |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for qos in (0, 1):
-        for name, called in (("paho", "paho"), ("aiomqtt", "aiomqtt"), ("link", "outbox and link")):
-            here = runs[name, qos]
-            costs = [run["cpu_us"] for run in here]
-            ratios = [
-                statistics.median(
-                    run["cpu_us"] / other["cpu_us"] for run, other in zip(here, runs[beside, qos], strict=True)
-                )
-                for beside in ("paho", "aiomqtt")
-            ]
-            print(
-                f"| {called} | {qos} | {median(here, 'per_s'):.0f} | {median(here, 'cpu_us'):.0f} | "
-                f"{min(costs):.0f} to {max(costs):.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"
-            )
-    return all([_is_met(runs, 0), _is_met(runs, 1)])
-
-
-def _is_met(runs: dict[tuple[str, Qos], list[dict[str, float]]], qos: Qos) -> bool:
-    """Print what the cameras take of a core; whether that is little enough."""
-    whole, idle = median(runs["steady", qos], "core"), median(runs["idle", qos], "core")
-    verdict = "pass" if whole <= BARS["core"] else "FAIL"
-    print(
-        f"{CAMERAS} cameras x {FPS} results/s, QoS {qos}: {whole:.1%} of a core, {idle:.1%} of it the rhythm "
-        f"(bar {BARS['core']:.0%}): {verdict}"
+def compared(runs: Runs, qos: Qos) -> list[Figure]:
+    """Outbox and link beside each of the others, and what the cameras take of a core."""
+    link, cameras = runs[_subject("link", qos)], runs[_subject("steady", qos)]
+    figures = [
+        Figure(
+            f"outbox and link, QoS {qos}: {what}", unit, link[key], other, runs[_subject(other, qos)][key], better=to
+        )
+        for what, unit, key, to in COMPARED
+        for other in ("paho", "aiomqtt")
+    ]
+    figures.append(
+        Figure(f"{CAMERAS} cameras x {FPS} results/s, QoS {qos}", "of a core", cameras["core"], bar=CORE_BAR)
     )
-    return whole <= BARS["core"]
+    rhythm = runs[_subject("idle", qos)]["core"]
+    return [*figures, Figure(f"of it the rhythm, QoS {qos}", "of a core", rhythm)]
+
+
+def _subject(name: str, qos: Qos) -> str:
+    return f"{name}, QoS {qos}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--profile", type=Path, help="of the link, QoS 0, for pstats")
+    parser = arguments(__doc__, repeats=5)
+    parser.add_argument("--messages", type=int, default=10_000, help="10000 unless told, after 500 that do not count")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of eight cameras; 5 unless told")
+    parser.add_argument("--profile", type=Path, help="of the link, for pstats; nothing else is done then")
     parser.add_argument("--publisher", choices=PUBLISHERS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--qos", type=int, choices=(0, 1), default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--qos", type=int, choices=(0, 1), default=0, help="what is profiled; 0 unless told")
     options = parser.parse_args()
+    if options.repeats < 1 or options.messages < 1 or options.seconds <= 0:
+        parser.error("--repeats, --messages and --seconds must be more than 0")
     logs.configure(level="error", format="json")
     if options.publisher:
         print(json.dumps(publisher(options.publisher, options.port, options.qos, options.messages, options.seconds)))
         return
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("aiomqtt", "paho-mqtt", "msgspec"))
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}, {libraries}")
-    runs: dict[tuple[str, Qos], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as name, Broker(Path(name), config="allow_anonymous true") as broker:
+    need_mosquitto()
+    runs, about = Runs(), machine("aiomqtt", "paho-mqtt", "msgspec")
+    with tempfile.TemporaryDirectory() as name, Broker(Path(name)) as broker:
         if options.profile:
             with cProfile.Profile() as profile:
                 publisher("link", broker.port, options.qos, options.messages, options.seconds)
             profile.dump_stats(options.profile)
             return
         for _ in range(options.repeats):
-            for qos in (0, 1):
+            for qos in QOS:
                 for kind in PUBLISHERS:
-                    figures = in_a_process(kind, broker.port, qos, options)
-                    runs.setdefault((kind, qos), []).append(figures)
-    sys.exit(int(not report(runs)))
+                    runs.add(_subject(kind, qos), in_a_process(kind, broker.port, qos, options))
+    size = statistics.median(runs[_subject("link", 0)]["bytes"])
+    report = Report(
+        "mqtt",
+        "A message on its way to the broker",
+        command("mqtt"),
+        about,
+        [figure for qos in QOS for figure in compared(runs, qos)],
+        [
+            f"Results of {size:.0f} bytes with six objects, to a mosquitto on the same machine. "
+            "The rhythm: the same eight cameras without encoding and sending."
+        ],
+    )
+    sys.exit(finish(report, options))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from benchmarks._figures import Report
 SHORT = {
     "line": ["--repeats", "3", "--frames", "120"],
     "framework": ["--repeats", "3", "--quick"],
-    "latency": ["--repeats", "3", "--seconds", "3"],
-    "overload": ["--repeats", "1", "--seconds", "5"],
+    "latency": ["--repeats", "3", "--seconds", "3", "--quick"],
+    "overload": ["--repeats", "1", "--seconds", "5", "--quick"],
     "decode": ["--repeats", "5"],
     "startup": ["--repeats", "5"],
 }

@@ -1,18 +1,17 @@
 """What grows in an agent that runs for long, while cameras, broker and models come and go.
 
-`python benchmarks/soak.py [--minutes 10] [--cameras 4] [--json FILE] [--plot FILE]`. Needs a mosquitto, and matplotlib
-for the plot. An agent in a process of its own watches synthetic cameras and two over HTTP, one of these in a process of
-its own, that lose their server once a cycle; once a cycle the broker is killed, the model swapped and swapped back, and
-a command sent, now and then a wrong one. Exit status: 0 all is flat, 1 something grows or went wrong, 2 that cannot be
-told yet: then the table says for about how long to measure. CTRL+C ends it early, with what there is.
+`python -m benchmarks.soak [--minutes 10] [--cameras 4] [--json FILE] [--plot FILE]`. Needs a mosquitto, and matplotlib
+for the plot. It is one long measurement and has no repeats: how sure one may be is told of each slope. An agent in a
+process of its own watches synthetic cameras and two over HTTP, one of these in a process of its own, that lose their
+server once a cycle; once a cycle the broker is killed, the model swapped and swapped back, and a command sent, now and
+then a wrong one. Exit status: 0 all is flat, 1 something grows or went wrong, 2 that cannot be told yet: then the table
+says for about how long to measure. CTRL+C ends it early, with what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,15 +27,18 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks import _slopes
-from benchmarks._slopes import Slope
-from benchmarks._troubles import FEEDS, Disturbances, Listener, configuration
+from benchmarks import _figures, _slopes
+from benchmarks._figures import Figure, Report, command, machine
+from benchmarks._slopes import CONFIDENCE, Slope
+from benchmarks._troubles import FEEDS, Disturbances, Listener, configuration, need_mosquitto
 from tests.network_cameras import Link, MjpegServer, synthetic_jpegs
 from tests.rigs import AgentProcess, Broker, config, wait_until
 
 START_S = 60.0
 RECOVERY_S = 40.0
 STOP_S = 15.0
+MOST_POINTS = 300
+"""Of each quantity that is kept for a plot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,22 +245,55 @@ def _told(needed_h: float | None) -> str:
     return "measure for several times as long" if needed_h is None else f"some {needed_h:.2g} h would tell"
 
 
+def gathered(
+    done: Soaked, slopes: Mapping[str, Slope], options: argparse.Namespace, about: Mapping[str, str]
+) -> Report:
+    """The same for the common report. Its figures have no bar: a slope alone, without its interval, is no verdict; what
+    the verdict is stands in the notes, and in the exit status."""
+    here = [quantity for quantity in QUANTITIES if quantity.name in slopes]
+    happened = ", ".join(f"{count} {what}" for what, count in done.happened.items())
+    return Report(
+        "soak",
+        "Whether an agent that runs for long grows",
+        command("soak"),
+        about,
+        [Figure(f"{one.name}, growth", f"{one.unit} an hour".strip(), [slopes[one.name].per_h]) for one in here],
+        [
+            *(_in_words(one, slopes[one.name]) for one in here),
+            f"Meanwhile: {happened}.",
+            *(f"WRONG: {wrong}" for wrong in done.wrong),
+        ],
+        series(done, slopes, options),
+    )
+
+
+def _in_words(quantity: Quantity, slope: Slope) -> str:
+    unit = f"{quantity.unit} an hour".strip()
+    known = f"{slope.low:+.3g} to {slope.high:+.3g} {unit} with {CONFIDENCE:.0%}"
+    between = known if math.isfinite(slope.high - slope.low) else "too short for an interval"
+    return f"{quantity.name}: {slope.verdict(quantity.most_per_h)}; {between}; may be {quantity.most_per_h:g} {unit}"
+
+
+def series(done: Soaked, slopes: Mapping[str, Slope], options: argparse.Namespace) -> dict[str, Any]:
+    """All quantities over time, at 300 times at most; the slopes are of all samples after the warm-up."""
+    thinned = slice(None, None, max(1, -(-len(done.at_s) // MOST_POINTS)))
+    return {
+        "minutes": [round(at_s / 60, 3) for at_s in done.at_s[thinned]],
+        "over_time": {
+            f"{quantity.name} {quantity.unit}".strip(): done.values(quantity.name, cycle_s=options.cycle)[thinned]
+            for quantity in QUANTITIES
+            if quantity.name in slopes
+        },
+        "warm_up_minutes": options.warm_up,
+        "slopes": {name: _finite(asdict(slope)) for name, slope in slopes.items()},
+        "happened": done.happened,
+        "wrong": done.wrong,
+    }
+
+
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
     """JSON knows no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
-
-
-def plot(done: Soaked, slopes: Mapping[str, Slope], options: argparse.Namespace) -> None:
-    """All quantities over time, what counts darker than the warm-up."""
-    here = [quantity for quantity in QUANTITIES if quantity.name in slopes]
-    figure = import_module("matplotlib.figure").Figure(figsize=(9, 1.5 * len(here)), layout="constrained")
-    minutes = [at_s / 60 for at_s in done.at_s]
-    for axes, quantity in zip(figure.subplots(len(here), sharex=True, squeeze=False)[:, 0], here, strict=True):
-        axes.plot(minutes, done.values(quantity.name, cycle_s=options.cycle), ".", markersize=2)
-        axes.axvspan(0, options.warm_up, alpha=0.15, color="grey", linewidth=0)
-        axes.set_title(f"{quantity.name} {quantity.unit}".strip(), loc="left", fontsize=9)
-    axes.set_xlabel("minutes")
-    figure.savefig(options.plot)
 
 
 def main() -> None:
@@ -271,8 +305,8 @@ def main() -> None:
     parser.add_argument("--cycle", type=float, default=30.0, help="seconds in which everything happens once")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
     parser.add_argument("--backend", default="onnx")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="with matplotlib: a .png or .svg")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with matplotlib: a .png or .svg")
     options = parser.parse_args()
     if options.cameras <= len(FEEDS):
         parser.error(f"--cameras must be more than {len(FEEDS)}")
@@ -280,19 +314,25 @@ def main() -> None:
         parser.error("--minutes must be three cycles more than --warm-up")
     if options.plot and not find_spec("matplotlib"):
         parser.error("--plot needs matplotlib: pip install 'edge-agent[bench]'")
-    machine = f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}"
-    print(
-        f"{machine}: {options.minutes:g} minutes, {options.cameras} cameras, a cycle of {options.cycle:g} s", flush=True
-    )
+    need_mosquitto()
+    about = machine()
+    print(f"{options.minutes:g} minutes, {options.cameras} cameras, a cycle of {options.cycle:g} s", flush=True)
     done = soak(options)
-    slopes = judge(done, options)
+    try:
+        slopes = judge(done, options)
+    except ValueError as error:  # it ended early
+        print(error)
+        slopes = {}
     status = report(done, slopes)
+    told = gathered(done, slopes, options, about)
     if options.json:
-        about = {"options": {key: str(value) for key, value in vars(options).items()}, "exit_status": status}
-        facts = {"slopes": {name: _finite(asdict(slope)) for name, slope in slopes.items()}, **asdict(done)}
-        options.json.write_text(json.dumps({**about, **facts}))
-    if options.plot:
-        plot(done, slopes, options)
+        _figures.write(told, options.json)
+    print()
+    _figures.show(told)
+    if options.plot and slopes:
+        from benchmarks import _plots  # needs matplotlib
+
+        _plots.over_time(told.title, told.series).savefig(options.plot)
     sys.exit(status)
 
 

@@ -1,48 +1,53 @@
 """How long `edgectl --help` and `edge-agent --version` take beside `python -c pass`, in turns, in one run.
 
-`python benchmarks/startup.py [--repeats N]`. Wall time in milliseconds: medians, and the median of the differences.
+`python -m benchmarks.startup [--repeats N] [--json FILE]`. Wall time in milliseconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-BAR_MS = 300.0
-"""For `edgectl --help`, median."""
+from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
+
+BARE, HELP, VERSION = "python -c pass", "edgectl --help", "edge-agent --version"
+HELP_BAR_MS = 300.0
 
 
-def took_ms(command: list[str]) -> float:
+def took_ms(words: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
     return (time.perf_counter() - began) * 1e3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    parser = arguments(__doc__, repeats=15)
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats must be more than 0")
     beside = Path(sys.executable).parent
-    commands = {
-        "python -c pass": [sys.executable, "-c", "pass"],
-        "edgectl --help": [str(beside / "edgectl"), "--help"],
-        "edge-agent --version": [str(beside / "edge-agent"), "--version"],
+    programs = {
+        BARE: [sys.executable, "-c", "pass"],
+        HELP: [str(beside / "edgectl"), "--help"],
+        VERSION: [str(beside / "edge-agent"), "--version"],
     }
-    took: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(repeats):
-        for name, command in commands.items():
-            took[name].append(took_ms(command))
-    bare = took["python -c pass"]
-    print(f"{'':24} {'median ms':>10} {'spread':>8} {'more than bare':>15}")
-    for name, values in took.items():
-        more = statistics.median(one - other for one, other in zip(values, bare, strict=True))
-        print(f"{name:24} {statistics.median(values):10.0f} {max(values) - min(values):8.0f} {more:15.0f}")
-    median = statistics.median(took["edgectl --help"])
-    print(f"edgectl --help: {median:.0f} ms (bar {BAR_MS:.0f})")
+    for words in programs.values():
+        if not Path(words[0]).exists():
+            sys.exit(f"{words[0]} is not there: install edge-agent into this environment (pip install -e .)")
+    runs, about = Runs(), machine("typer", "rich")
+    for _ in range(options.repeats):
+        for name, words in programs.items():
+            runs.add(name, {"ms": took_ms(words)})
+    bare = runs[BARE]["ms"]
+    figures = [
+        Figure(HELP, "ms", runs[HELP]["ms"], bar=HELP_BAR_MS, quick=True),
+        *(Figure(f"{name}, wall time", "ms", runs[name]["ms"], BARE, bare) for name in (HELP, VERSION)),
+    ]
+    sys.exit(
+        finish(Report("startup", "From the command line to an answer", command("startup"), about, figures), options)
+    )
 
 
 if __name__ == "__main__":

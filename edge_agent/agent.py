@@ -75,6 +75,9 @@ _TURN_S = 0.0005
 """How long a thread may keep Python's interpreter once another waits for it. By default that is 5 ms, and a decoder
 gives it up at each call into numpy and OpenCV, a dozen times a frame: a frame waited 100 ms while a model loaded."""
 
+_MOST_BATCHES = 4
+"""In the engine at once, with the one that is being reported."""
+
 _LOOK_S = 0.25
 """Between two looks at whether the event loop is late; at every fourth, health is looked at."""
 
@@ -163,7 +166,7 @@ class Agent:
         self._sensing = threads.sensing
         self._chores = threads.chores
         self._library = threads.library
-        self._pool = FramePool(allocate=parts.new_image)
+        self._pool = FramePool(keep=self._most_pictures, allocate=parts.new_image)
         self._engine_trouble = parts.backend.trouble
         self._gpu_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end_within_s = config.agent.shutdown_timeout_s
@@ -479,6 +482,10 @@ class Agent:
         return touched
 
     # The line
+
+    def _most_pictures(self) -> int:
+        """How many there are at once at most: those that wait, and those that cameras read and the engine has."""
+        return self._frames.capacity + len(self._cameras) + _MOST_BATCHES * self.config.inference.max_batch
 
     def _release(self, frame: Frame) -> None:
         self._pool.give(frame.image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from weakref import WeakValueDictionary
@@ -19,15 +20,18 @@ def new_image(shape: tuple[int, ...]) -> Image:
 class FramePool:
     """Lends buffers by shape. Safe to use from every thread.
 
-    How many exist at once is bounded by the queues that hold them; at most `keep` idle ones stay. What it has
+    How many exist at once is bounded by the queues that hold them; at most `keep()` idle ones stay. What it has
     not lent it does not take: a decoder that makes arrays of its own would fill it with them.
 
     `allocate` makes the buffers: in pinned memory, where a GPU is to fetch them.
     """
 
-    def __init__(self, *, keep: int = 32, allocate: Callable[[tuple[int, ...]], Image] = new_image) -> None:
+    def __init__(
+        self, *, keep: Callable[[], int] = lambda: 32, allocate: Callable[[tuple[int, ...]], Image] = new_image
+    ) -> None:
+        self._keep = keep
         self._allocate = allocate
-        self._idle: deque[Image] = deque(maxlen=keep)  # the oldest, perhaps of a shape now gone, falls out
+        self._idle: deque[Image] = deque()
         self._lent: WeakValueDictionary[int, Image] = WeakValueDictionary()
 
     def take(self, shape: tuple[int, ...]) -> Image:
@@ -61,3 +65,6 @@ class FramePool:
         """Take back what was lent. The giver must not touch it any more."""
         if self._lent.pop(id(buffer), None) is buffer:
             self._idle.append(buffer)
+            with contextlib.suppress(IndexError):  # another thread was faster
+                while len(self._idle) > self._keep():
+                    self._idle.popleft()  # the oldest, perhaps of a shape now gone

@@ -7,6 +7,7 @@ what `cv2.resize` with linear sampling does too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Placement:
         return moved
 
 
+@lru_cache(maxsize=64)
 def place(source_width: int, source_height: int, spec: PreprocessSpec) -> Placement:
     """Where a picture of this size goes in the input that `spec` describes."""
     if spec.resize == "stretch":

@@ -45,8 +45,15 @@ class Client(aiomqtt.Client):
         publish = self._client.publish
 
         def noted(topic: str, *rest: Any, **more: Any) -> Any:
-            info = publish(topic, *rest, **more)
+            client = self._client
+            waits, client._registered_write = client._registered_write, True  # it asks for no turn of the loop yet
+            try:
+                info = publish(topic, *rest, **more)
+            finally:
+                client._registered_write = waits
             self._topics_by_mid[info.mid] = topic
+            if not waits:
+                self._write()
             return info
 
         self._client.publish = noted  # type: ignore[method-assign]
@@ -55,6 +62,14 @@ class Client(aiomqtt.Client):
     def _note_complaint(self, client: Any, userdata: Any, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._complaint = text.removeprefix("failed to receive on socket: ")
+
+    def _write(self) -> None:
+        """What is to be sent goes at once, as far as the socket takes it; the rest when the loop finds that it does."""
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001  as aiomqtt does where the loop calls it
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
     def abandon(self) -> None:
         """Drop the connection, with what it was still to send. aiomqtt leaves that of a connect that failed open: once

@@ -36,6 +36,7 @@ class QueueLimits:
 @dataclass(slots=True)
 class _Lane:
     limits: QueueLimits
+    has_room_again: threading.Condition
     frames: deque[Frame] = field(default_factory=deque)
     nbytes: int = 0
     drops: Counter[DropCause] = field(default_factory=Counter)
@@ -52,6 +53,7 @@ class _Lane:
     def popleft(self) -> Frame:
         frame = self.frames.popleft()
         self.nbytes -= frame.image.nbytes
+        self.has_room_again.notify()
         return frame
 
 
@@ -70,12 +72,13 @@ class FrameQueue:
         lock = threading.Lock()
         self._lock = lock
         self._has_frames = threading.Condition(lock)
-        self._has_room = threading.Condition(lock)
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
         self._is_closed = False
         self._is_nudged = False
         self._release = release
         self._clock_ns = clock_ns
+        self.capacity = 0
+        """How many frames may wait, of all cameras together."""
 
     def add_camera(self, name: str, limits: QueueLimits) -> None:
         """Open a lane, or change the limits of one; `put` takes frames of known cameras only."""
@@ -83,15 +86,16 @@ class FrameQueue:
             if lane := self._lanes.get(name):
                 lane.limits = limits
             else:
-                self._lanes[name] = _Lane(limits)
-            self._has_room.notify_all()
+                lane = self._lanes[name] = _Lane(limits, threading.Condition(self._lock))
+            lane.has_room_again.notify_all()
+            self._count_capacity()
 
     def remove_camera(self, name: str) -> None:
         """Close a lane; what waits in it is dropped."""
         with self._lock:
             lane = self._lanes.pop(name, None)
             lost = self._empty(lane) if lane else []
-            self._has_room.notify_all()
+            self._count_capacity()
         for frame in lost:
             self._release(frame)
 
@@ -158,14 +162,14 @@ class FrameQueue:
         """Take no more frames in; what waits can still be taken. Frees blocked putters and takers."""
         with self._lock:
             self._is_closed = True
-            self._has_room.notify_all()
+            for lane in self._lanes.values():
+                lane.has_room_again.notify_all()
             self._has_frames.notify_all()
 
     def discard(self) -> None:
         """Drop all that waits, as `shutdown`."""
         with self._lock:
             lost = [frame for lane in self._lanes.values() for frame in self._empty(lane)]
-            self._has_room.notify_all()
         for frame in lost:
             self._release(frame)
 
@@ -194,7 +198,7 @@ class FrameQueue:
                 lane.drops["full"] += 1
                 return False
             if lane.limits.drop == "block":
-                self._has_room.wait(_LOOK_S)
+                lane.has_room_again.wait(_LOOK_S)
             else:
                 dropped.append(self._crowd_out(lane))
         return False
@@ -210,17 +214,13 @@ class FrameQueue:
         for lane in self._lanes.values():
             self._drop_stale(lane, unseen)
         self._drop_what_is_too_much(max_batch, unseen)
-        served = True
-        while served and len(batch) < max_batch:
-            served = False
-            for name in list(self._lanes):
-                lane = self._lanes[name]
-                if lane.frames and len(batch) < max_batch:
-                    batch.append(lane.popleft())
-                    self._lanes.move_to_end(name)  # whoever was served goes to the end of the round
-                    served = True
-        if batch or unseen:
-            self._has_room.notify_all()
+        while left := max_batch - len(batch):
+            waiting = [name for name, lane in self._lanes.items() if lane.frames][:left]
+            if not waiting:
+                break
+            for name in waiting:
+                batch.append(self._lanes[name].popleft())
+                self._lanes.move_to_end(name)  # whoever was served goes to the end of the round
         return batch
 
     def _drop_what_is_too_much(self, max_batch: int, unseen: list[Frame]) -> None:
@@ -264,4 +264,8 @@ class FrameQueue:
         lost = list(lane.frames)
         lane.frames.clear()
         lane.nbytes = 0
+        lane.has_room_again.notify_all()
         return lost
+
+    def _count_capacity(self) -> None:
+        self.capacity = sum(lane.limits.max_frames for lane in self._lanes.values())

@@ -268,7 +268,7 @@ def test_a_still_picture_is_told_from_a_moving_one() -> None:
 
 
 def test_buffers_that_are_given_back_are_lent_again() -> None:
-    pool = FramePool(keep=2)
+    pool = FramePool(keep=lambda: 2)
     a, b = pool.take((2, 4, 3)), pool.take((2, 4, 3))
     assert a is not b
     pool.give(a)

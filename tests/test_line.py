@@ -251,3 +251,17 @@ def test_results_come_no_faster_than_they_are_wanted_and_not_much_slower(fps: fl
     for number in range(int(20 * fps)):
         report([seen(number / fps), seen(number / fps, "b")])
     assert 2 * 20 * 5 * 0.93 <= len(told) <= 2 * (20 * 5 + 1)
+
+
+def test_a_pool_keeps_no_more_idle_buffers_than_it_is_told() -> None:
+    made: list[Any] = []
+
+    def allocate(shape: tuple[int, ...]) -> Any:
+        made.append(np.empty(shape, np.uint8))
+        return made[-1]
+
+    pool = FramePool(keep=lambda: 3, allocate=allocate)
+    for _ in range(2):
+        for buffer in [pool.take((2, 2, 3)) for _ in range(10)]:
+            pool.give(buffer)
+    assert len(made) == 10 + 7

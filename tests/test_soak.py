@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -15,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import _figures
 from benchmarks._slopes import Slope, fit
-from benchmarks.soak import QUANTITIES, Soaked, a_minute, judge, report
+from benchmarks.soak import MOST_POINTS, QUANTITIES, Soaked, a_minute, gathered, judge, report
 from tests.rigs import ROOT, need_program
 
 BLOCK_S = 30.0
@@ -178,6 +178,34 @@ def test_a_rate_is_of_the_time_before_it_and_unknown_where_a_count_is() -> None:
     assert rates == [None, None, 6.0, None, 6.0, None]
 
 
+def test_the_common_report_has_the_slopes_and_their_verdicts_and_few_points(tmp_path: Path) -> None:
+    done = soaked([200 + index / 30 for index in range(1000)])
+    done.wrong.append("no results of gate within 40 s")
+    options = argparse.Namespace(cycle=BLOCK_S, warm_up=2.0)
+    made = gathered(done, judge(done, options), options, {"date": "2026-11-26"})
+    _figures.write(made, tmp_path / "soak.json")
+    told = _figures.read(tmp_path / "soak.json")
+    [rss] = [figure for figure in told.figures if figure.name == "rss, growth"]
+    assert rss.values == [pytest.approx(60)]
+    assert not told.missed, "a slope alone is no verdict"
+    assert "rss: grows; +60 to +60 MB an hour with 99%; may be 1 MB an hour" in told.notes
+    assert "WRONG: no results of gate within 40 s" in told.notes
+    assert len(told.series["minutes"]) == len(told.series["over_time"]["rss MB"]) <= MOST_POINTS
+    assert told.series["minutes"][-1] > 0.98 * done.at_s[-1] / 60
+    assert told.series["slopes"]["rss"]["per_h"] == pytest.approx(60)
+
+
+def test_an_interval_without_ends_is_null_in_the_json(tmp_path: Path) -> None:
+    done = soaked([200.0 + index % 7 for index in range(120)])
+    options = argparse.Namespace(cycle=BLOCK_S, warm_up=2.0)
+    slopes = judge(done, options)
+    assert math.isinf(slopes["rss"].high)
+    _figures.write(gathered(done, slopes, options, {}), tmp_path / "soak.json")
+    told = _figures.read(tmp_path / "soak.json")
+    assert told.series["slopes"]["rss"]["high"] is None
+    assert "rss: cannot tell yet; too short for an interval; may be 1 MB an hour" in told.notes
+
+
 @pytest.mark.soak
 def test_a_short_soak_is_survived_and_kept(tmp_path: Path) -> None:
     need_program("mosquitto", "mosquitto")
@@ -185,9 +213,10 @@ def test_a_short_soak_is_survived_and_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "1.2", "--warm-up", "0.2", "--cycle", "15"]
     done = subprocess.run([*command, "--json", str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode in (0, 1, 2), done.stderr
-    told = json.loads(kept.read_text())
-    assert told["wrong"] == []
-    assert told["happened"]["broker killed"] >= 4
-    assert told["happened"]["models swapped"] >= 7
-    assert told["happened"]["results"] > 100
-    assert max(sample["children"] for sample in told["samples"]) <= 2
+    told = _figures.read(kept)
+    assert told.series["wrong"] == []
+    assert told.series["happened"]["broker killed"] >= 4
+    assert told.series["happened"]["models swapped"] >= 7
+    assert told.series["happened"]["results"] > 100
+    assert max(told.series["over_time"]["children"]) <= 2
+    assert len(told.figures) >= 8
