@@ -92,4 +92,4 @@ train-demo:  ## train the bundled models again (PyTorch on the CPU, about two ho
 	.venv-train/bin/python -m train_demo
 
 clean:  ## remove what was made here
-	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* benchmarks/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

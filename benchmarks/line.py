@@ -104,11 +104,8 @@ AS_IT_COMES = (
 
 
 def film(path: Path, frames: int) -> Path:
-    """The synthetic world, as H.264. Raises SystemExit if the encoder is missing."""
-    try:
-        return encode_h264(pictures(frames), path, fps=FPS)
-    except pytest.skip.Exception as missing:
-        raise SystemExit(str(missing)) from None
+    """The synthetic world, as H.264."""
+    return encode_h264(pictures(frames), path, fps=FPS)
 
 
 def pictures(count: int) -> Iterator[Image]:
@@ -377,7 +374,11 @@ def main() -> None:
     if options.video is not None and not options.video.is_file():
         parser.error(f"--video: there is no file {options.video}")
     with tempfile.TemporaryDirectory() as name:
-        sys.exit(_figures.finish(report(options, Path(name)), options))
+        try:
+            found = report(options, Path(name))
+        except pytest.skip.Exception as missing:
+            raise SystemExit(str(missing)) from None
+        sys.exit(_figures.finish(found, options))
 
 
 def report(options: argparse.Namespace, folder: Path) -> Report:

@@ -16,7 +16,7 @@ from benchmarks import _figures
 from benchmarks._figures import Report
 
 SHORT = {
-    "line": ["--repeats", "3", "--frames", "120"],
+    "line": ["--only", "demo-320", "--repeats", "3", "--frames", "120"],
     "framework": ["--repeats", "3", "--quick"],
     "latency": ["--repeats", "3", "--seconds", "3", "--quick"],
     "overload": ["--repeats", "1", "--seconds", "5", "--quick"],

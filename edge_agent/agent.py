@@ -181,6 +181,7 @@ class Agent:
             frames=self._frames,
             pool=self._pool,
             queue=config.queue,
+            max_batch=config.inference.max_batch,
             on_change=self._on_camera_change,
             on_removed=self._on_camera_removed,
         )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edge_agent import __version__, logs
+from edge_agent import __version__, logs, memory
 from edge_agent.errors import ConfigError, EdgeAgentError, GpuLost
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     hangup = _Hangup()
+    memory.share_arenas()
     from edge_agent.settings import Settings
 
     faulthandler.enable()  # systemd's watchdog ends what hangs with SIGABRT: let it say where it hung

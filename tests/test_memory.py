@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -50,3 +52,29 @@ def test_a_model_that_is_closed_leaves_nothing_behind_that_was_freed() -> None:
     model.close()
     assert rss_mb() < before + 20
     assert len(kept) == 50
+
+
+ARENAS = """
+import ctypes, sys, threading, numpy as np
+from edge_agent import memory
+if sys.argv[1] == "shared":
+    assert memory.share_arenas()
+for _ in range(6):
+    begun, go_on = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: (np.ones(1000), begun.set(), go_on.wait()), daemon=True).start()
+    begun.wait()
+info = ctypes.CDLL(None).malloc_info
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = libc.fopen(b"/dev/stdout", b"w")
+info(0, ctypes.c_void_p(file))
+libc.fflush(ctypes.c_void_p(file))
+"""
+
+
+def test_threads_share_arenas() -> None:
+    arenas = {}
+    for how in ("shared", "own"):
+        told = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, check=True).stdout
+        arenas[how] = told.count("<heap nr=")
+    assert arenas["shared"] == 2 < arenas["own"]

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import structlog
 
-from edge_agent import cuda, plugins
+from edge_agent import cuda, memory, plugins
 from edge_agent.config import Cheaper, InferenceOptions, ModelChoice, PolicyOptions, Table
 from edge_agent.errors import GpuUnavailable, ModelError
 from edge_agent.messages import InferenceLatency, MeasuredOn, Measurement, MemoryUse, timestamp
@@ -139,6 +139,7 @@ class ModelLoader:
             warm_up_ms = model.warm_up()
             progress("measure", None)
             measured = self._measured(model, stored, before)
+            memory.give_back()  # what verifying, parsing and converting took
             self._require_speed(stored, measured, wanted)
             if wanted.purpose in _CALM or self._earlier(stored, backend) is None:
                 self._keep(stored, measured)
