@@ -319,7 +319,7 @@ class Agent:
                         self._frames.discard()
                         came_back = await _ended(finished, within_s=self._share(0.1))
                 self._frames.discard()
-                self._reports.publish_stats()
+                self._reports.publish_last_stats()
                 tasks.cancel_scope.cancel()
         if not came_back:
             raise EngineError("the engine did not come back from its last batch; left behind")

@@ -197,6 +197,10 @@ class Reports:
                 dropped=drops or 0,
             )
 
+    def publish_last_stats(self) -> None:
+        """Statistics once all has ended, so that every frame is told; rates are still those of the last interval."""
+        self._publish(Message(self._topics.stats, messages.encode(self.statistics()), "status"))
+
     def status(self) -> messages.Status:
         return self._status(self.health())
 

@@ -9,20 +9,49 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import brokers
 from tests.brokers import RabbitMq
-from tests.rigs import Broker, Probe, Server, need_program
+from tests.rigs import Broker, Probe, Server, free_port, need_program
 
 if TYPE_CHECKING:
     from tests.fake_gpu import FakeTensorRt
 
+SPREAD = ("tests/e2e/test_cameras.py", "tests/e2e/test_faults.py")
+"""Files whose tests share little and take long: with `pytest -n`, any worker takes the next one."""
+
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: programs would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n`, the tests of a file stay together, for they share what was made for it."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file in SPREAD else file
+
+    config.option.loadscopereorder = False  # by how many tests there are in a file
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that at the end no worker is waited for."""
+    long = {item.path for item in items if item.get_closest_marker("soak")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ports_of_our_own() -> None:
+    """They are taken before a test counts which files are open."""
+    free_port()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tests.rigs import free_port
+
 Direction = Literal["up", "down", "both"]
 """`up` is from the client to the target."""
 
@@ -51,7 +53,7 @@ class FaultProxy:
         self._pairs: dict[asyncio.Task[None], _Pair] = {}
         self._changed = asyncio.Event()
         self._is_accepting = False
-        self._listener = self._listen(0)
+        self._listener = self._listen(free_port())  # to come back to
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"fault-proxy:{self.port}")

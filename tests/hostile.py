@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import struct
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -309,6 +310,36 @@ def payloads() -> SearchStrategy[bytes]:
         st.integers(1, 20_000).map(lambda levels: _in_args(_nested(levels, b"[", b"]"))),
         st.sampled_from(sorted(CORPUS)).map(lambda name: CORPUS[name]),
     )
+
+
+def relatives(payload: bytes, count: int) -> Iterator[bytes]:
+    """So many more of its kind, the same ones each time: one value of it is another or is gone, or where it is no JSON,
+    one byte. They cost next to nothing beside one that is drawn."""
+    chance = random.Random(payload)
+    for _ in range(count):
+        try:
+            value = json.loads(payload)
+            _change(value, chance)
+            yield _compact(value)
+        except (ValueError, RecursionError):
+            at = chance.randrange(len(payload) + 1)
+            yield payload[:at] + chance.randbytes(chance.randrange(2)) + payload[at + 1 :]
+
+
+def _change(value: Any, chance: random.Random) -> None:
+    places, inside = [], [value]
+    while inside:
+        outer = inside.pop()
+        keys = list(outer) if isinstance(outer, dict) else range(len(outer)) if isinstance(outer, list) else []
+        places += [(outer, key) for key in keys]
+        inside += [outer[key] for key in keys]
+    if not places:
+        raise ValueError("nothing is inside")
+    outer, key = chance.choice(places)
+    if chance.random() < 0.3:
+        del outer[key]
+    else:
+        outer[key] = chance.choice(ODD_VALUES)
 
 
 def _texts() -> SearchStrategy[str]:

@@ -127,10 +127,10 @@ class TcpServer:
 
     def __exit__(self, *error: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()  # it may have taken one more
         self._listener.close()
         for link in self._links:
             link.close()
-        self._thread.join()
 
     def _serve(self) -> None:
         while True:

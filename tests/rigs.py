@@ -5,6 +5,8 @@ Each is a context manager and leaves nothing behind.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import re
@@ -31,12 +33,38 @@ SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
 DEVICE = "rig"
 
 _MOST_VALIDATED = 20  # of one topic
+_PORTS = (20_000, 32_000)
+_PORTS_A_PROCESS = 100
+
+
+@functools.cache
+def _ports_of_our_own() -> tuple[socket.socket, Iterator[int]]:
+    """A hundred ports that no other process that tests is given, for as long as this one holds the first of them. They
+    lie below those that Linux picks for clients (net.ipv4.ip_local_port_range)."""
+    for first in range(*_PORTS, _PORTS_A_PROCESS):
+        guard = socket.socket()
+        try:
+            guard.bind(("127.0.0.1", first))
+        except OSError:
+            guard.close()
+        else:
+            return guard, itertools.cycle(range(first + 1, first + _PORTS_A_PROCESS))
+    raise OSError(f"each hundred of the ports {_PORTS} is taken")
 
 
 def free_port() -> int:
+    """A port that nobody has, and nobody is given but who asks here: a server may leave it and come back to it."""
+    ports = itertools.islice(_ports_of_our_own()[1], _PORTS_A_PROCESS)
+    return next(port for port in ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def need_program(name: str, package: str) -> str:

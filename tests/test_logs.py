@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -386,12 +387,15 @@ def test_the_writer_outlives_what_is_asked_of_it_and_counts_that() -> None:
         return f"lost {lost}"
 
     with open(theirs) as pipe, open(ours, "w") as stream:  # noqa: PTH123
+        others = set(threading.enumerate())
         writer = QueuedWriter(stream, notice=notice, idle=fails)
+        [thread] = set(threading.enumerate()) - others
         writer.put("a")
         assert writer.flush(10.0)
         writer.put("b")
         assert writer.flush(10.0)
         writer.close()
+        thread.join(10.0)  # before the pipe is closed, and its number another's
         told = 0
         said = []
         while told < writer.dropped:

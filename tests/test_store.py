@@ -1268,6 +1268,7 @@ MORTAL = (
     WORKER
     + """
 import time
+register("a", 0)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

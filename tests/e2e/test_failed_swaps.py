@@ -22,6 +22,8 @@ BODY = """
 [cameras.a]
 source = "synthetic"
 fps = 30.0
+max_frames = 100
+max_staleness_ms = 0
 [model]
 probation_frames = 60
 [inference]

@@ -200,6 +200,14 @@ def rates(agent: AgentProcess, camera: str = "a") -> list[float]:
     return [event["inferred_fps"] for event in agent.events("camera.frames") if event["camera"] == camera]
 
 
+def assert_frames_went_on(agent: AgentProcess, *names: str) -> None:
+    """At the camera's rate, but for a moment in which the machine did something else; in no second were there none."""
+    for name in names:
+        told = rates(agent, name)[1:]
+        assert statistics.median(told) > 0.9 * FPS, told
+        assert min(told) > 0.2 * FPS, told
+
+
 def assert_sentences(agent: AgentProcess) -> None:
     for event in agent.events("mqtt.disconnected"):
         reason = event["reason"]
@@ -241,7 +249,7 @@ def test_frames_go_on_through_a_fault_and_all_is_well_after_it(
             wait_until(lambda: probe.on("available")[-1].payload == b"offline", what="the agent's end is told")
     assert {event["protocol"] for event in agent.events("mqtt.connected")} == {SPOKEN[way.broker.version]}
     assert not agent.events("mqtt.given_up")
-    assert min(rates(agent)[1:]) > 0.5 * FPS
+    assert_frames_went_on(agent, "a")
     assert_sentences(agent)
 
 
@@ -445,7 +453,7 @@ def test_outages_lose_no_event_do_no_command_twice_and_leave_nothing_behind(
     assert set(effects.values()) == {1}
     assert set(effects) == set(commander.sent)
     assert {key: len(set(answers)) for key, answers in replies.items()} == dict.fromkeys(commander.sent, 1)
-    assert min(rates(agent)[1:] + rates(agent, "b")[1:]) > 0.5 * FPS
+    assert_frames_went_on(agent, "a", "b")
     assert late <= 1.1 * early
     assert_sentences(agent)
 

@@ -39,6 +39,7 @@ def edgectl(agent: AgentProcess, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.alone  # the rate is the camera's
 def test_the_shipped_configuration_sees_and_tells_within_seconds(agent: AgentProcess, tmp_path: Path) -> None:
     [written] = wait_until(lambda: agent.events("snapshot.written"))
     [frames, *_] = wait_until(lambda: agent.events("camera.frames"))
@@ -66,6 +67,7 @@ def test_edgectl_cmd_prints_replies_and_refusals(agent: AgentProcess) -> None:
     assert (silent.returncode, silent.stderr) == (1, "error: nobody did not answer within 0.5 s; is it online?\n")
 
 
+@pytest.mark.alone  # that too
 def test_edgectl_watch_shows_the_running_camera(agent: AgentProcess) -> None:
     wait_until(lambda: agent.events("snapshot.written"))
     done = edgectl(agent, "watch", "--for", "3")

@@ -9,7 +9,7 @@ import pytest
 from tests.rigs import Broker, Probe, config
 from tests.swapping import BATCH, CAMERA_TABLES, Swaps, Watched
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.alone]  # no gap between results is long
 
 KINDS = {"demo-seg": "segmentation", "demo-cls": "classes", "demo-320": "detections"}
 

@@ -14,7 +14,7 @@ from tests import accuracy, schemas
 from tests.brokers import on_all_brokers
 from tests.rigs import DEVICE, AgentProcess, Broker, Probe, RtspServer, Server, config, encode_h264
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.line]
 
 CAMERAS = 8
 FRAMES = 50
@@ -81,11 +81,14 @@ def test_latency_stages_add_up_to_no_more_than_the_total(tmp_path: Path, broker:
     body = '[cameras.a]\nsource = "synthetic"'
     with AgentProcess(tmp_path, config(broker.port, body)):
         results = probe.wait("cameras/a/results", n=10)
+    complete = []
     for message in results:
         latency = message.json()["latency_ms"]
         stages = sum(latency[stage] for stage in ("queue", "preprocess", "inference", "postprocess"))
         assert all(value >= 0 for value in latency.values())
-        assert stages == pytest.approx(latency["total"], rel=0.05, abs=0.5)
+        assert stages <= 1.05 * latency["total"] + 0.5
+        complete.append(latency["total"] - stages <= 0.05 * latency["total"] + 0.5)
+    assert sum(complete) > len(complete) / 2, "between two stages the machine may do something else, though not often"
 
 
 @on_all_brokers
@@ -104,6 +107,7 @@ def test_every_camera_has_a_retained_state_from_start_to_end(tmp_path: Path, bro
     assert (last["state"], last["message"]) == ("disabled", "stopped")
 
 
+@pytest.mark.alone  # the rate is the camera's
 def test_rtsp_at_720p30_keeps_the_cameras_rate(tmp_path: Path, broker: Broker, probe: Probe) -> None:
     world = World(width=1280, height=720, seed=5, noise=0)
 

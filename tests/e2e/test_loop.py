@@ -17,6 +17,7 @@ from tests.rigs import DEVICE, Broker, Probe
 TICK_S = 0.005
 
 
+@pytest.mark.alone  # how late the loop is
 def test_the_loop_is_never_blocked_nor_held_for_50_ms(tmp_path: Path, broker: Broker, probe: Probe) -> None:
     cameras = {f"c{i}": {"source": "synthetic", "fps": 30.0, "seed": i} for i in range(3)}
     loaded = parse(
