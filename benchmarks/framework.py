@@ -109,7 +109,8 @@ class Line:
 
 
 def configured(port: int, load: Load) -> str:
-    """The agent's configuration: all as it comes, but for the fake engine and statistics each second."""
+    """The agent's configuration: all as it comes, with statistics as often as in `config.toml`, but for the fake
+    engine."""
     cameras = "".join(
         f"[cameras.c{number}]\n"
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in load.camera(number).items())
@@ -123,7 +124,7 @@ port = {port}
 [snapshots]
 on_start = false
 [stats]
-interval_s = 1
+interval_s = 5
 [inference]
 backend = "fake"
 max_batch = {BATCH}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from edge_agent import cuda
@@ -13,16 +14,25 @@ from edge_agent.models.engines import Engines
 from edge_agent.models.store import ModelStore, StoredModel
 from tests.gpu.conftest import INFERENCE, KEPT
 from tests.gpu.test_agent import connected
-from tests.rigs import ROOT, free_port
+from tests.rigs import ROOT, Server, free_port
 from tests.swapping import CAMERA_TABLES, Swaps, Watched
 
 KINDS = {"demo-160": "detections", "demo-seg": "segmentation", "demo-320": "detections"}
 SWAPS = 200
+BROKER = """
+import asyncio, sys
+from edge_agent.broker import embedded_broker
+
+async def serve():
+    async with embedded_broker("127.0.0.1", int(sys.argv[1])):
+        await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
 BODY = """
 [agent]
 device = "rig"
 [mqtt]
-embedded = true
 port = {port}
 max_queued_results = 100000
 [model]
@@ -50,6 +60,8 @@ def test_200_swaps_of_engines_lose_no_frame_and_give_the_gpu_its_memory_back(
         path = ModelStore({}).get(name).path
         Engines(options).get(StoredModel(name, "bundled", ModelOptions(path=str(path)), None), INFERENCE)
     port = free_port()
+    # In a process of its own, as everywhere but in a first run: it would take half of the agent's turns in Python.
+    broker = Server([sys.executable, "-c", BROKER, str(port)], port=port, plain_port=port, log=tmp_path / "broker.log")
     text = BODY.format(port=port, engines=KEPT, sources=json.dumps(options.tactic_sources)) + CAMERA_TABLES
     python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     swaps = Swaps(KINDS)
@@ -59,7 +71,11 @@ def test_200_swaps_of_engines_lose_no_frame_and_give_the_gpu_its_memory_back(
         free, total = gpu.memory()
         used_mb.append((total - free) / 1e6)
 
-    with Watched(tmp_path, text, environ={"PYTHONPATH": python_path}) as agent, connected(port) as probe:
+    with (
+        broker,
+        Watched(tmp_path, text, environ={"PYTHONPATH": python_path}) as agent,
+        connected(port) as probe,
+    ):
         swaps.make(agent, probe, tuple(KINDS), SWAPS, after=look)
         swaps.gather(probe)
         assert agent.stop(timeout_s=20) == 0
