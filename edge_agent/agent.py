@@ -75,9 +75,6 @@ _TURN_S = 0.0005
 """How long a thread may keep Python's interpreter once another waits for it. By default that is 5 ms, and a decoder
 gives it up at each call into numpy and OpenCV, a dozen times a frame: a frame waited 100 ms while a model loaded."""
 
-_MOST_BATCHES = 4
-"""In the engine at once, with the one that is being reported."""
-
 _LOOK_S = 0.25
 """Between two looks at whether the event loop is late; at every fourth, health is looked at."""
 
@@ -108,8 +105,7 @@ async def run(
     Raises `ConfigError` before anything was started, and whatever ended a task that nobody had foreseen.
     """
     settings = settings or Settings(fixed=config)
-    sys.setswitchinterval(_TURN_S)
-    with _threads() as threads:
+    with _turns_of(_TURN_S), _threads() as threads:
         parts = await threads.loader.call(gather, config)
         async with _kept(config, parts.device, threads.spooling) as (spool, ledger, announced):
             agent = Agent(config, parts, threads, spool, ledger, announced, settings, stop)
@@ -181,7 +177,7 @@ class Agent:
             frames=self._frames,
             pool=self._pool,
             queue=config.queue,
-            max_batch=config.inference.max_batch,
+            film_frames=config.inference.max_batch * parts.depth,
             on_change=self._on_camera_change,
             on_removed=self._on_camera_removed,
         )
@@ -486,7 +482,8 @@ class Agent:
 
     def _most_pictures(self) -> int:
         """How many there are at once at most: those that wait, and those that cameras read and the engine has."""
-        return self._frames.capacity + len(self._cameras) + _MOST_BATCHES * self.config.inference.max_batch
+        batches = self._parts.depth + 1  # with the one that is being reported
+        return self._frames.capacity + len(self._cameras) + batches * self.config.inference.max_batch
 
     def _release(self, frame: Frame) -> None:
         self._pool.give(frame.image)
@@ -742,6 +739,16 @@ def _conditions(sensor: ThrottlingSensor) -> Callable[[], Conditions]:
         return Conditions(seen.throttling, seen.power_mode)
 
     return look
+
+
+@contextmanager
+def _turns_of(seconds: float) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _settle_heap() -> None:

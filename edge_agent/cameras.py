@@ -25,7 +25,8 @@ log = structlog.get_logger()
 
 
 class Cameras(Mapping[str, Camera]):
-    """Event loop only. `on_change` hears of every new state of a camera, `on_removed` of one that is gone."""
+    """Event loop only. `on_change` hears of every new state of a camera, `on_removed` of one that is gone.
+    Of a film, which waits, no more than `film_frames` are read ahead: they would only cost memory."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class Cameras(Mapping[str, Camera]):
         frames: FrameQueue,
         pool: FramePool,
         queue: QueueOptions,
-        max_batch: int = 1,
+        film_frames: int,
         on_change: Callable[[Camera], None] = lambda camera: None,
         on_removed: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -41,7 +42,7 @@ class Cameras(Mapping[str, Camera]):
         self._frames = frames
         self._pool = pool
         self._queue = queue
-        self._max_batch = max_batch
+        self._film_frames = film_frames
         self._on_change = on_change
         self._on_removed = on_removed
         self._cameras: dict[str, Camera] = {}
@@ -66,7 +67,7 @@ class Cameras(Mapping[str, Camera]):
         """
         if name in self._cameras:
             raise ValueError(f"there is a camera {name!r} already")
-        self._frames.add_camera(name, _limits(options, self._queue, is_live=like.is_live, max_batch=self._max_batch))
+        self._frames.add_camera(name, self._limits(options, is_live=like.is_live))
         news = self._news[name] = asyncio.Event()
         self._hotplug[name] = getattr(like, "hotplug", "")
         camera = self._cameras[name] = Camera(
@@ -88,7 +89,7 @@ class Cameras(Mapping[str, Camera]):
     def change(self, name: str, options: CameraOptions, like: Source) -> None:
         """Give a camera other options; it connects again, its counters go on. Raises `KeyError`."""
         camera = self._cameras[name]
-        self._frames.add_camera(name, _limits(options, self._queue, is_live=like.is_live, max_batch=self._max_batch))
+        self._frames.add_camera(name, self._limits(options, is_live=like.is_live))
         self._hotplug[name] = getattr(like, "hotplug", "")
         camera.change(options, partial(sources.make, options), is_live=like.is_live)
 
@@ -154,13 +155,11 @@ class Cameras(Mapping[str, Camera]):
             if pattern and fnmatch.fnmatch(device, pattern):
                 self._cameras[name].resume()
 
-
-def _limits(camera: CameraOptions, queue: QueueOptions, *, is_live: bool, max_batch: int) -> QueueLimits:
-    """Of a film, which waits, no more than the engine takes at once: it would only cost memory."""
-    stale = queue.max_staleness_ms if camera.max_staleness_ms is None else camera.max_staleness_ms
-    return QueueLimits(
-        max_frames=camera.max_frames or (queue.max_frames if is_live else min(queue.max_frames, max_batch)),
-        max_bytes=int(queue.max_mb * 1e6),
-        drop=camera.drop or (queue.drop if is_live else "block"),
-        max_staleness_ms=stale,
-    )
+    def _limits(self, camera: CameraOptions, *, is_live: bool) -> QueueLimits:
+        queue = self._queue
+        return QueueLimits(
+            max_frames=camera.max_frames or (queue.max_frames if is_live else min(queue.max_frames, self._film_frames)),
+            max_bytes=int(queue.max_mb * 1e6),
+            drop=camera.drop or (queue.drop if is_live else "block"),
+            max_staleness_ms=queue.max_staleness_ms if camera.max_staleness_ms is None else camera.max_staleness_ms,
+        )

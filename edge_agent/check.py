@@ -23,7 +23,7 @@ from edge_agent.tracking import Tracks, tracks_of
 
 @dataclass(frozen=True)
 class Parts:
-    """What an agent is made from."""
+    """What an agent is made from. `depth`: how many batches the backend may have on their way at once."""
 
     device: str
     store: ModelStore
@@ -31,6 +31,7 @@ class Parts:
     loader: ModelLoader
     backend: Choice
     new_image: Callable[[tuple[int, ...]], Image]
+    depth: int
     engines: Engines | None
     sources: Mapping[str, Source]
     signatures: Signatures
@@ -54,11 +55,22 @@ def gather(config: Config) -> Parts:
         tracked_from=config.tracking.low if tracks else None,
         power_mode=ThrottlingSensor().mode,
     )
-    new_image = plugins.load("backends", choice.name).new_image
+    engine = plugins.load("backends", choice.name)
+    depth = getattr(config.backends.get(choice.name) or engine.Options(), "depth", 1)
     signatures = Signatures(config.mqtt.command_public_key_file)
     library = library_of(config, store, engines_of(choice.name, config))
     return Parts(
-        config.device, store, library, loader, choice, new_image, engines, _sources(config), signatures, tracks
+        config.device,
+        store,
+        library,
+        loader,
+        choice,
+        engine.new_image,
+        depth,
+        engines,
+        _sources(config),
+        signatures,
+        tracks,
     )
 
 

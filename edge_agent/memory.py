@@ -8,6 +8,7 @@ https://man7.org/linux/man-pages/man3/malloc_trim.3.html
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -18,6 +19,8 @@ _ARENAS = 2
 def share_arenas() -> bool:
     """Have all threads that begin from now on allocate from two arenas, where glibc has eight for each core: what one
     thread freed, another can then use. Whether that is so: https://man7.org/linux/man-pages/man3/mallopt.3.html"""
+    if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False  # somebody has chosen
     try:
         return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS))
     except (OSError, AttributeError, TypeError):  # musl, macOS, Windows

@@ -20,7 +20,7 @@ import structlog
 
 from edge_agent.config import ModelChoice
 from edge_agent.data import ModelRef
-from edge_agent.errors import EngineError, GpuLost, ModelCode, ModelError
+from edge_agent.errors import EdgeAgentError, EngineError, GpuLost, ModelCode, ModelError
 from edge_agent.messages import Measurement, ModelState, Rejected, timestamp
 from edge_agent.models.engines import Progress
 from edge_agent.models.loaded import Inferred, LoadedModel
@@ -407,9 +407,13 @@ class ModelSlot:
     # In any thread
 
     def _close_retired(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._retired.popleft().close()
+        while self._retired:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                model = self._retired.popleft()
+                try:
+                    model.close()
+                except (EdgeAgentError, OSError, RuntimeError) as error:  # it runs no more: nothing else depends on it
+                    log.error("model.not_closed", model=model.ref.name, reason=str(error))
 
     def _tell(self, callback: Callable[..., object], *values: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

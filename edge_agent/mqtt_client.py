@@ -12,6 +12,7 @@ import ssl
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ UNSUPPORTED_VERSION = (1, 0x84)
 class Client(aiomqtt.Client):
     """aiomqtt's, which also says what the broker refuses: MQTT 5 answers a publish that its ACL denies with a reason
     code, and that looks like success else; and why a broker hung up before it answered, which it waits out else. Holds
-    on to private names of aiomqtt 2.x."""
+    on to private names of aiomqtt 2.x and paho 2."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -83,6 +84,8 @@ class Client(aiomqtt.Client):
 
     def _on_socket_open(self, client: Any, userdata: Any, opened: Any) -> None:
         connection = getattr(opened, "_socket", opened)  # paho wraps that of a WebSocket
+        if connection is not opened:
+            opened.send = partial(_sent_whole, opened.send)
         if connection.family != socket.AF_UNIX:
             # Else the kernel holds a result back until the broker has acknowledged the one before: up to 40 ms.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -101,6 +104,15 @@ class Client(aiomqtt.Client):
         else:
             self.on_acceptance(topic)
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+def _sent_whole(send: Callable[[Any], int], data: Any) -> int:
+    """Paho's WebSocket says 0 where part of a frame went, and paho then forgets the packet: as if the socket were full,
+    it asks again with the same packet, and the rest goes."""
+    sent = send(data)
+    if not sent:
+        raise BlockingIOError
+    return sent
 
 
 class HungUp(aiomqtt.MqttError):

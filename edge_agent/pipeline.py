@@ -54,7 +54,8 @@ def infer(
             batch: Batch = [again.popleft() for _ in range(min(wanted, len(again)))]
             if not batch:
                 pulse.beat() if under_way else pulse.rest()
-                batch = frames.take(wanted, window_s=window_s, wait=not under_way)
+                free = model.depth - len(under_way) if model else 1
+                batch = frames.take(wanted, window_s=window_s, wait=not under_way, batches=free)
             pulse.beat()
             if model and batch:
                 try:
@@ -88,6 +89,8 @@ def infer(
                 return
     finally:
         _drop(again, "shutdown", frames, release)
+        for frame in (frame for pending in under_way for frame in pending.batch):
+            frames.count_drop(frame.camera, "shutdown")  # not released: a GPU that is lost may still read it
         slot.close()
 
 

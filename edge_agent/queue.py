@@ -23,8 +23,8 @@ _NEVER = -(1 << 63)
 class QueueLimits:
     """What one camera may keep waiting. `max_staleness_ms` 0: frames never grow stale.
 
-    `max_frames` are for a hiccup. Where `drop_oldest` had to drop, the engine is too slow, and a longer line only makes
-    every frame later: for two seconds the engine is given the newest, as many as it takes at once, and the rest goes.
+    `max_frames` are for a hiccup. A lane that was full, and had to drop its oldest, shows an engine that is too slow:
+    waiting only makes every frame later, so for two seconds the engine gets the newest, and older ones are dropped.
     """
 
     max_frames: int = 4
@@ -84,7 +84,7 @@ class FrameQueue:
         """Open a lane, or change the limits of one; `put` takes frames of known cameras only."""
         with self._lock:
             if lane := self._lanes.get(name):
-                lane.limits = limits
+                lane.limits, lane.crowded_until_ns = limits, _NEVER
             else:
                 lane = self._lanes[name] = _Lane(limits, threading.Condition(self._lock))
             lane.has_room_again.notify_all()
@@ -129,18 +129,19 @@ class FrameQueue:
             self._release(lost)
         return accepted
 
-    def take(self, max_batch: int = 1, *, window_s: float = 0.0, wait: bool = True) -> list[Frame]:
-        """Up to `max_batch` frames, round the cameras in turn. For one thread at a time.
+    def take(self, max_batch: int = 1, *, window_s: float = 0.0, wait: bool = True, batches: int = 1) -> list[Frame]:
+        """Up to `max_batch` frames, round the cameras in turn. For one thread at a time. The engine has room for so
+        many `batches`: of crowded lanes no more is kept than these hold.
 
         Waits for the first as long as it takes, unless `wait` is False, and `window_s` at most for the batch
         to fill. Returns what there is, perhaps nothing, after a `nudge` or `close`.
         """
         unseen: list[Frame] = []
         with self._lock:
-            batch = self._pick(max_batch, unseen)
+            batch = self._pick(max_batch, unseen, batches)
             while wait and not (batch or unseen or self._is_closed or self._is_nudged):
                 self._has_frames.wait()
-                batch = self._pick(max_batch, unseen)
+                batch = self._pick(max_batch, unseen, batches)
             if window_s > 0 and batch:
                 self._fill(batch, max_batch, window_s, unseen)
             self._is_nudged = self._is_nudged and not wait
@@ -200,20 +201,19 @@ class FrameQueue:
             if lane.limits.drop == "block":
                 lane.has_room_again.wait(_LOOK_S)
             else:
+                lane.crowded_until_ns = self._clock_ns() + _CROWDED_NS
                 dropped.append(self._crowd_out(lane))
         return False
 
     def _crowd_out(self, lane: _Lane) -> Frame:
-        """The oldest of a lane that holds more than the engine takes."""
-        lane.crowded_until_ns = self._clock_ns() + _CROWDED_NS
         lane.drops["full"] += 1
         return lane.popleft()
 
-    def _pick(self, max_batch: int, unseen: list[Frame]) -> list[Frame]:
+    def _pick(self, max_batch: int, unseen: list[Frame], batches: int) -> list[Frame]:
         batch: list[Frame] = []
         for lane in self._lanes.values():
             self._drop_stale(lane, unseen)
-        self._drop_what_is_too_much(max_batch, unseen)
+        self._thin_crowded(max_batch * batches, unseen)
         while left := max_batch - len(batch):
             waiting = [name for name, lane in self._lanes.items() if lane.frames][:left]
             if not waiting:
@@ -223,18 +223,18 @@ class FrameQueue:
                 self._lanes.move_to_end(name)  # whoever was served goes to the end of the round
         return batch
 
-    def _drop_what_is_too_much(self, max_batch: int, unseen: list[Frame]) -> None:
-        """Of crowded lanes the frames that are older than those that the batch takes."""
+    def _thin_crowded(self, most: int, unseen: list[Frame]) -> None:
+        """Drop the older frames of crowded lanes, where all together hold more than `most`."""
         now_ns = self._clock_ns()
         crowded = [name for name, lane in self._lanes.items() if now_ns < lane.crowded_until_ns]
-        shares = self._shares(max_batch) if crowded and max_batch else {}
+        shares = self._shares(most) if crowded and most else {}
         for name in crowded:
             lane, share = self._lanes[name], shares.get(name, 0)
             while share and len(lane.frames) > share:
                 unseen.append(self._crowd_out(lane))
 
     def _shares(self, most: int) -> dict[str, int]:
-        """How many frames of each camera a batch takes, round them in turn."""
+        """How many frames of each camera go into so many, round them in turn."""
         shares: dict[str, int] = {}
         while more := [name for name, lane in self._lanes.items() if len(lane.frames) > shares.get(name, 0)][:most]:
             for name in more:
@@ -246,7 +246,7 @@ class FrameQueue:
         until = time.monotonic() + window_s
         while len(batch) < max_batch and not self._is_closed and (left := until - time.monotonic()) > 0:
             self._has_frames.wait(left)
-            batch += self._pick(max_batch - len(batch), unseen)
+            batch += self._pick(max_batch - len(batch), unseen, 1)
 
     def _drop_stale(self, lane: _Lane, unseen: list[Frame]) -> None:
         oldest = self._oldest(lane)

@@ -52,6 +52,7 @@ class House:
         self.cameras = Cameras(
             frames=self.frames,
             pool=FramePool(),
+            film_frames=4,
             queue=QueueOptions(max_frames=1000),
             on_change=self._on_change,
             on_removed=self.removed.append,

@@ -82,15 +82,17 @@ def test_frames_in_equal_frames_out_plus_drops_and_bounds_hold(
 
 
 @given(overload=st.integers(2, 20), max_frames=st.integers(1, 8))
-def test_under_overload_no_frame_taken_is_older_than_a_period(overload: int, max_frames: int) -> None:
+def test_under_overload_what_is_taken_is_fresh(overload: int, max_frames: int) -> None:
     now_ms, ages_ms = 0, []
     queue = FrameQueue(clock_ns=lambda: now_ms * 1_000_000)
     queue.add_camera("a", QueueLimits(max_frames))
-    for now_ms in range(0, 4_000, 10):
+    for now_ms in range(0, 10_000, 10):
         queue.put(frame("a", now_ms, mono_ns=now_ms * 1_000_000))
         if now_ms % (10 * overload) == 0:
             ages_ms += [now_ms - one.captured_mono_ns / 1e6 for one in queue.take()]
-    assert max(ages_ms[len(ages_ms) // 2 :]) <= 10
+    late = sorted(ages_ms[len(ages_ms) // 2 :])
+    # Where a lane fills up between two takes, each is the freshest; else it may fill up once in two seconds.
+    assert late[-1 if overload > max_frames else int(0.9 * len(late))] <= 10
 
 
 def test_a_hiccup_of_the_engine_costs_no_frame_and_after_one_that_does_the_line_grows_again() -> None:
@@ -120,6 +122,39 @@ def test_an_engine_that_takes_batches_catches_up_after_a_hiccup_and_drops_no_mor
             queue.take(8)
         dropped.append(queue.drops("a").get("full", 0))
     assert 0 < dropped[-1] == dropped[len(dropped) // 3]
+
+
+def test_bursts_that_fit_lose_nothing_once_a_hiccup_is_over() -> None:
+    now_ms, dropped, free_at = 0, [], 0
+    queue = FrameQueue(clock_ns=lambda: now_ms * 1_000_000)
+    queue.add_camera("a", QueueLimits(max_frames=4, max_staleness_ms=0))
+    for now_ms in range(0, 20_000, 10):
+        if now_ms % 200 < 30:  # three at once
+            queue.put(frame("a", now_ms, mono_ns=now_ms * 1_000_000))
+        if now_ms >= free_at and not 5_000 < now_ms < 5_700 and queue.waiting("a"):
+            queue.take()
+            free_at = now_ms + 20
+        dropped.append(queue.drops("a").get("full", 0))
+    assert 0 < dropped[-1] == dropped[len(dropped) // 2] < 30
+
+
+def test_a_crowded_lane_keeps_as_many_frames_as_the_engine_has_room_for() -> None:
+    queue = FrameQueue()
+    queue.add_camera("a", QueueLimits(max_frames=4))
+    for seq in range(6):
+        queue.put(frame("a", seq))
+    assert [one.seq for one in queue.take(batches=3)] == [3]
+    assert [one.seq for one in queue.take(batches=2)] == [4]
+    assert [one.seq for one in queue.take()] == [5]
+
+
+def test_a_lane_with_other_limits_is_not_crowded() -> None:
+    queue = FrameQueue()
+    queue.add_camera("a", QueueLimits(max_frames=4))
+    for seq in range(6):
+        queue.put(frame("a", seq))
+    queue.add_camera("a", QueueLimits(max_frames=4, drop="block"))
+    assert [queue.take()[0].seq for _ in range(4)] == [2, 3, 4, 5]
 
 
 def test_a_frame_larger_than_the_bound_is_dropped_whatever_the_policy() -> None:

@@ -137,9 +137,9 @@ class ModelLoader:
         try:
             progress("warm up", None)
             warm_up_ms = model.warm_up()
+            memory.give_back()  # what verifying, parsing and converting took
             progress("measure", None)
             measured = self._measured(model, stored, before)
-            memory.give_back()  # what verifying, parsing and converting took
             self._require_speed(stored, measured, wanted)
             if wanted.purpose in _CALM or self._earlier(stored, backend) is None:
                 self._keep(stored, measured)

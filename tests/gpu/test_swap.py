@@ -34,6 +34,7 @@ BODY = """
 device = "rig"
 [mqtt]
 port = {port}
+protocol = "3.1.1"
 max_queued_results = 100000
 [model]
 probation_frames = 20
