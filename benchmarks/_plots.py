@@ -22,6 +22,7 @@ STAGES = ("#1f4e79", "#4f8fc4", "#9cc3e6", "#e0a458", "#c8553d", "#7a9e7e", "#5c
 matplotlib.rcParams.update(
     {
         "svg.hashsalt": "edge_agent",
+        "svg.fonttype": "none",
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -66,13 +67,17 @@ def ratios(title: str, figures: Sequence[Figure]) -> Canvas:
     axes.set_ylim(len(figures) - 0.5, -0.6)
     if max(figure.median for figure in figures) > 6 * min(figure.median for figure in figures) > 0:
         axes.set_xscale("log")
-    axes.set_xlabel("ratio to the reference of the same run; a dot for each repeat, a stroke for the bar")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
+    axes.set_xlabel("ratio to the reference (dots: repeats; stroke: the bar)", loc="right")
     axes.set_title(title)
     return canvas
 
 
 def stacked(title: str, series: Mapping[str, Any]) -> Canvas:
-    """Bars of `series["stages"]`, {name: [a value for each case]}, for `series["cases"]`, in `series["unit"]`."""
+    """Bars of `series["stages"]`, {name: [a value for each case]}, for `series["cases"]`; of milliseconds, unless
+    `series["unit"]` says otherwise."""
     cases, stages = [str(case) for case in series["cases"]], series["stages"]
     canvas = Canvas(figsize=(8.5, 1.2 + 0.45 * len(cases)), layout="constrained")
     axes: Axes = canvas.subplots()
@@ -81,7 +86,7 @@ def stacked(title: str, series: Mapping[str, Any]) -> Canvas:
         axes.barh(cases, values, left=done, color=colour, height=0.6, label=name)
         done = [before + value for before, value in zip(done, values, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel(series["unit"])
+    axes.set_xlabel(series.get("unit", "ms"))
     axes.set_title(title)
     canvas.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
     return canvas
