@@ -17,10 +17,10 @@ from benchmarks._figures import Report
 
 SHORT = {
     "line": ["--only", "demo-320", "--repeats", "3", "--frames", "120"],
-    "framework": ["--repeats", "3", "--quick"],
-    "latency": ["--repeats", "3", "--seconds", "3", "--quick"],
-    "overload": ["--repeats", "1", "--seconds", "5", "--quick"],
-    "decode": ["--repeats", "5"],
+    "framework": ["--repeats", "2", "--seconds", "1", "--quick"],
+    "latency": ["--repeats", "2", "--seconds", "3", "--quick"],
+    "overload": ["--repeats", "1", "--seconds", "3", "--quick"],
+    "decode": ["--repeats", "3"],
     "startup": ["--repeats", "5"],
 }
 """What each is given. They run one after the other: side by side they would measure one another."""
