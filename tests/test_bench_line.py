@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("onnx", reason="not installed: pip install onnx")
 from benchmarks.line import agreement
 from benchmarks.rivals import _loop
 
