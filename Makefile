@@ -66,7 +66,7 @@ RESULTS := benchmarks/results
 # Of what `make bench` measures; `soak` and `gpu` are commands of their own.
 MEASURED := line framework overload latency capture mqtt decode swap startup
 
-bench: .venv-bench/.installed  ## everything beside its reference, into docs/performance.md (half an hour; nothing else may run)
+bench: .venv-bench/.installed  ## everything beside its reference, into docs/performance.md (more than an hour; nothing else may run)
 	@for name in $(MEASURED); do \
 	    $(BENCH) -m benchmarks.$$name $$([ $$name = line ] && echo --rivals) --json $(RESULTS)/$$name.json || echo "$$name: see above"; \
 	done

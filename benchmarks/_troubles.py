@@ -4,16 +4,15 @@ broker that it needs."""
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
-import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks._rigs import rigs_or_exit
 from tests.network_cameras import Link
 from tests.rigs import DEVICE, Broker, need_program
 
@@ -32,10 +31,8 @@ ANSWER_S = 30.0
 
 def need_mosquitto() -> None:
     """Ends the program with a sentence where there is none."""
-    try:
+    with rigs_or_exit():
         need_program("mosquitto", "mosquitto")
-    except pytest.skip.Exception as missing:
-        sys.exit(str(missing))
 
 
 class Listener:

@@ -3,7 +3,7 @@
 `python -m benchmarks.decode [--repeats N] [--json FILE]`. [1, 84, 8400] with 100 candidates above the threshold, as a
 YOLOv8 gives for a busy picture of 1920x1080. In the same run two public post-processors get the same numbers: rtmlib's
 `multiclass_nms` (Apache-2.0) and supervision's `Detections.with_nms` (MIT), where they are installed (`make
-bench-decode`). Each decodes in a fresh process, in turn.
+bench`). Each decodes in a fresh process, in turn.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main() -> None:
     found = ", ".join(f"{name} {runs[name]['objects'][0]:.0f}" for name in here)
     notes = [
         f"[1, {4 + CLASSES}, {CELLS}], {OBJECTS * NEIGHBOURS} candidates of {OBJECTS} objects; objects found: {found}.",
-        *(f"{name} is not installed: make bench-decode" for name in RIVALS if name not in here),
+        *(f"{name} is not installed: make bench" for name in RIVALS if name not in here),
     ]
     report = Report("decode", "From raw output to detections, on one core", command("decode"), about, figures, notes)
     sys.exit(finish(report, options))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,9 +36,10 @@ import numpy as np
 from benchmarks import _threads
 from benchmarks._counting import CannotCount, Counter
 from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
+from benchmarks._rigs import rigs_or_exit
 from benchmarks._threads import STAGES
 from edge_agent.sources.synthetic import SyntheticOptions, SyntheticSource
-from tests.rigs import DEVICE, AgentProcess, Broker, Probe, wait_until
+from tests.rigs import DEVICE, AgentProcess, Broker, Probe, need_program, wait_until
 
 BATCH = 8
 EVEN_FPS = 500.0
@@ -52,7 +51,7 @@ ALLOCATIONS_BAR = 0.001
 _SETTLE_S = 1.0
 _BROKER = "allow_anonymous true\nset_tcp_nodelay true"
 _RESULTS = f"edge/{DEVICE}/cameras/+/results"
-_PROGRAMS = {"mosquitto": "mosquitto", "mosquitto_sub": "mosquitto-clients"}
+PROGRAMS = {"mosquitto": "mosquitto", "mosquitto_sub": "mosquitto-clients"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,13 +370,6 @@ def numbers_of(text: str) -> list[int]:
     return numbers
 
 
-def missing_program() -> str:
-    """Which program is not there, and what to install; empty if all are."""
-    places = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    missing = [(name, package) for name, package in _PROGRAMS.items() if shutil.which(name, path=places) is None]
-    return "; ".join(f"{name} is not installed: apt-get install {package}" for name, package in missing)
-
-
 def main() -> None:
     parser = arguments(__doc__, repeats=5)
     parser.add_argument("--cameras", type=numbers_of, metavar="N,N,...", help="1,4,16,64 unless told")
@@ -388,8 +380,9 @@ def main() -> None:
     seconds = options.seconds or (2.0 if options.quick else 4.0)
     if options.repeats < 1 or seconds < 1:
         parser.error("--repeats and --seconds must be 1 or more")
-    if missing := missing_program():
-        sys.exit(missing)
+    with rigs_or_exit():
+        for name, package in PROGRAMS.items():
+            need_program(name, package)
     runs, about = Runs(), machine("numpy", "msgspec", "aiomqtt", "paho-mqtt", "opencv-python-headless")
     for _ in range(options.repeats):
         repeat(runs, numbers, seconds, is_quick=options.quick)

@@ -15,21 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import paho.mqtt.client as paho
-import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
+from benchmarks._rigs import rigs_or_exit
 from tests.rigs import DEVICE, ROOT, AgentProcess, Broker, Heard, Probe
-
-T = TypeVar("T")
 
 FPS = 30.0
 WARM_UP_S = 1.0
@@ -232,14 +230,6 @@ def notes(drawn: Mapping[str, Any], runs: Runs) -> list[str]:
     return told
 
 
-def or_exit(work: Callable[[], T]) -> T:
-    """What `work` gives. A program that is missing ends it all with the rigs' own words."""
-    try:
-        return work()
-    except pytest.skip.Exception as missing:
-        raise SystemExit(str(missing)) from None
-
-
 def main() -> None:
     parser = arguments(__doc__, repeats=5)
     parser.add_argument("--seconds", type=float, default=20.0, help=f"of each run, {MOST_S:g} at most; 20 unless told")
@@ -255,7 +245,8 @@ def main() -> None:
     runs, about = Runs(), machine("aiomqtt", "paho-mqtt", "onnxruntime", "numpy")
     for _ in range(options.repeats):
         for case in cases:
-            runs.add(case.name, or_exit(lambda case=case: measure(case, options.seconds)))  # type: ignore[misc]
+            with rigs_or_exit():
+                runs.add(case.name, measure(case, options.seconds))
     drawn = series(runs, cases)
     report = Report(
         "latency",

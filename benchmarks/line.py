@@ -29,11 +29,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import onnx
-import pytest
 from numpy.typing import NDArray
 
 from benchmarks import _figures
 from benchmarks._figures import Figure, Report, Runs
+from benchmarks._rigs import rigs_or_exit
 from benchmarks.networks import yolo_sized
 from benchmarks.rivals._environments import RIVALS, ROOT, NotInstalled, Rival
 from benchmarks.rivals._loop import IOU, SCORE, peak_mb
@@ -374,10 +374,8 @@ def main() -> None:
     if options.video is not None and not options.video.is_file():
         parser.error(f"--video: there is no file {options.video}")
     with tempfile.TemporaryDirectory() as name:
-        try:
+        with rigs_or_exit():
             found = report(options, Path(name))
-        except pytest.skip.Exception as missing:
-            raise SystemExit(str(missing)) from None
         sys.exit(_figures.finish(found, options))
 
 

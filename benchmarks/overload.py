@@ -23,7 +23,8 @@ import psutil
 
 from benchmarks import _slopes
 from benchmarks._figures import Figure, Report, Runs, arguments, command, finish, machine
-from benchmarks.latency import Arrival, arrivals, configuration, or_exit, percentile
+from benchmarks._rigs import rigs_or_exit
+from benchmarks.latency import Arrival, arrivals, configuration, percentile
 from tests.rigs import AgentProcess, Broker, Probe
 
 TIMES = 10.0
@@ -270,7 +271,8 @@ def main() -> None:
     runs, about = Runs(), machine("onnxruntime", "numpy", "paho-mqtt")
     for _ in range(options.repeats):
         for case in cases:
-            runs.add(case.name, or_exit(lambda case=case: measure(case, options.seconds)))  # type: ignore[misc]
+            with rigs_or_exit():
+                runs.add(case.name, measure(case, options.seconds))
     title = f"{TIMES:g} times as many frames as the engine takes, for {options.seconds:g} s"
     report = Report("overload", title, command("overload"), about, figures(runs, cases), notes(runs, cases))
     sys.exit(finish(report, options))

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import _threads, framework
 from benchmarks._counting import CannotCount, Counter
 from benchmarks._figures import Runs
+from tests.rigs import need_program
 
 MIB = 1 << 20
 
@@ -218,8 +219,8 @@ def test_the_cost_with_many_cameras_is_judged_beside_that_with_the_first_in_the_
 
 @pytest.mark.slow
 def test_an_agent_under_load_is_measured_from_outside(tmp_path):
-    if missing := framework.missing_program():
-        pytest.skip(missing)
+    for name, package in framework.PROGRAMS.items():
+        need_program(name, package)
     found = framework.paced(tmp_path, framework.Load(2, 50.0), 1.5)
     assert found["fps"] == pytest.approx(50, rel=0.3)
     assert 0 < found["added_p50_ms"] <= found["added_p99_ms"]

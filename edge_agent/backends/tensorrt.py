@@ -205,8 +205,6 @@ class TensorRtEngine:
 
 Engine = TensorRtEngine
 
-_MOST_SIZES = 64  # of pictures, whose placements are remembered
-
 
 @dataclass(slots=True)
 class _Output:
@@ -255,7 +253,6 @@ class _Slot:
         self._plan = plan
         self._closers: list[Callable[[], None]] = []
         self._recipes: dict[int, _Recipe] = {}
-        self._placements: dict[tuple[int, ...], Placement] = {}
         self._shaped = 0
         self._batch = 0
         try:
@@ -398,21 +395,13 @@ class _Slot:
             placements = [self._preprocessor(image, slot) for image, slot in zip(images, self._canvas, strict=False)]
             self._prepared_ms = (time.perf_counter() - began) * 1e3
             return placements
-        placements = [self._place(image.shape) for image in images]
+        placements = [place(image.shape[1], image.shape[0], self._plan.spec) for image in images]
         self._brought.clear()
         for index in range(batch):
             known = min(index, len(images) - 1)  # a fixed batch that is not full: its last picture again
             address = self._bring(index, images[known])
             self._letterbox.show(index, address, placements[known])
         return placements
-
-    def _place(self, shape: tuple[int, ...]) -> Placement:
-        at = self._placements.get(shape)
-        if at is None:
-            if len(self._placements) >= _MOST_SIZES:
-                self._placements.clear()
-            at = self._placements[shape] = place(shape[1], shape[0], self._plan.spec)
-        return at
 
     def _bring(self, index: int, image: Image) -> int:
         """The device address at which a picture will lie; `_brought` says what is to be copied for it."""
